@@ -1,0 +1,386 @@
+"""Every figure of the project, in one style. Each function returns a figure; save_figure writes it.
+
+Figures are made without pyplot: nothing is shown, nothing global is changed.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from data import CLASS_NAMES, write_file
+
+# The palette of Okabe and Ito (https://jfly.uni-koeln.de/color), made for colour-blind readers.
+BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
+MODEL_COLOURS = {"ffn": VERMILION, "cnn": BLUE}
+# Signed numbers: red above, blue below, white at zero. Counts and activations: dark is much.
+DIVERGING, SEQUENTIAL = "RdBu_r", "Blues"
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "figure.titlesize": 13,
+    "figure.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "legend.frameon": False,
+    "image.cmap": "gray",
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.06,
+    "figure.constrained_layout.h_pad": 0.06,
+    "savefig.dpi": 130,
+}
+GRID_ROWS = GRID_COLUMNS = 5  # of the prediction grids
+# Share of the values that a shared scale may cut off at its ends, so that one outlier does not
+# make all else pale; the colour bar's points say that there are some.
+CLIPPED_PERCENT = 0.5
+MAPS_PER_BLOCK = 8  # in the feature progression
+
+FigureMaker = Callable[..., Figure]
+
+
+def styled(make: FigureMaker) -> FigureMaker:
+    """Apply STYLE while the figure is made, and to nothing else."""
+
+    @wraps(make)
+    def make_styled(*args: object, **kwargs: object) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return make(*args, **kwargs)
+
+    return make_styled
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all.
+
+    Raises:
+        WorldFault: when the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="png")
+    write_file(path, buffer.getvalue())
+
+
+@styled
+def draw_learning_curves(history: Sequence[dict[str, float]], model: str, dataset: str) -> Figure:
+    """Draw loss and accuracy of training and validation by epoch, side by side.
+
+    Args:
+        history: entries as Trainer.train_epoch returns them.
+        model: a key of MODEL_COLOURS.
+        dataset: what the title says that the pictures are.
+    """
+    figure = Figure(figsize=(11, 4.6))
+    figure.suptitle(f"{model.upper()} on {dataset}: learning curves")
+    epochs = [entry["epoch"] for entry in history]
+    # One epoch is one point, which a line would not show.
+    marker = "o" if len(epochs) < 3 else ""
+    for axes, measure, unit in zip(
+        figure.subplots(1, 2),
+        ("loss", "accuracy"),
+        ("cross-entropy (nats)", "accuracy"),
+        strict=True,
+    ):
+        for part, colour, line in (
+            ("train", GREY, "--"),
+            ("validation", MODEL_COLOURS[model], "-"),
+        ):
+            values = [entry[f"{part}_{measure}"] for entry in history]
+            last = f"{values[-1]:.3f}" if measure == "loss" else f"{values[-1]:.1%}"
+            label = f"{'training' if part == 'train' else part}, at the end {last}"
+            axes.plot(epochs, values, line, color=colour, marker=marker, lw=2, label=label)
+        axes.set(title=measure.capitalize(), xlabel="epoch", ylabel=unit)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend()
+        if measure == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+    figure.supxlabel(
+        "Training is measured while learning, with dropout, augmentation and label smoothing on: "
+        "it can look worse than validation.",
+        fontsize=9,
+        color=GREY,
+    )
+    return figure
+
+
+def choose_examples(labels: np.ndarray, probabilities: np.ndarray, correct: bool) -> np.ndarray:
+    """Choose up to 25 test images to show, spread over the true classes.
+
+    The classes take turns. Of the incorrectly classified ones each class gives its most confident
+    mistakes first, of the others simply its first in the test set.
+
+    Args:
+        labels: (N,), the true classes.
+        probabilities: (N, 10), the predicted ones.
+        correct: whether to choose among the correct predictions or the incorrect.
+
+    Returns:
+        Indices, in order of the class.
+    """
+    predictions, confidence = probabilities.argmax(1), probabilities.max(1)
+    candidates = np.flatnonzero((predictions == labels) == correct)
+    if not correct:
+        candidates = candidates[np.argsort(-confidence[candidates], kind="stable")]
+    # Each candidate's turn is its rank within its own class.
+    turns = np.empty(len(candidates), dtype=int)
+    for label in np.unique(labels):
+        members = labels[candidates] == label
+        turns[members] = np.arange(members.sum())
+    first = candidates[np.argsort(turns, kind="stable")][: GRID_ROWS * GRID_COLUMNS]
+    return first[np.argsort(labels[first], kind="stable")]
+
+
+@styled
+def draw_predictions(
+    images: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    correct: bool,
+    model: str,
+    dataset: str,
+) -> Figure:
+    """Draw up to 25 test images with the predicted class, its probability, and the true class.
+
+    Args:
+        images: uint8 (N, 28, 28), the whole test set; choose_examples picks from it.
+        labels: (N,).
+        probabilities: (N, 10).
+        correct: whether to show correct predictions or mistakes.
+        model: a key of MODEL_COLOURS.
+        dataset: what the title says that the pictures are.
+    """
+    figure = Figure(figsize=(9.5, 11.5))
+    what = "correct predictions" if correct else "most confident mistakes of each class"
+    figure.suptitle(f"{model.upper()} on {dataset}: {what}")
+    chosen = choose_examples(labels, probabilities, correct)
+    panels = figure.subplots(GRID_ROWS, GRID_COLUMNS).flat
+    for axes, index in zip(panels, chosen, strict=False):
+        guess = probabilities[index].argmax()
+        says = f"{CLASS_NAMES[guess]} {probabilities[index, guess]:.0%}"
+        if not correct:
+            says += f"\nis: {CLASS_NAMES[labels[index]]}"
+        axes.imshow(images[index], vmin=0, vmax=255)
+        axes.set_title(says, color=GREEN if correct else VERMILION, fontsize=10)
+        axes.set_xlabel(f"test image {index}", fontsize=8, color=GREY)
+    for axes in figure.axes:
+        _hide_axes(axes)
+    if not len(chosen):
+        figure.text(0.5, 0.5, "none: there is no such prediction", ha="center", color=GREY)
+    return figure
+
+
+@styled
+def draw_confusion(matrix: Sequence[Sequence[int]], model: str, dataset: str) -> Figure:
+    """Draw which class is taken for which, in percent of the true class.
+
+    Args:
+        matrix: (10, 10) images, rows the true class, columns the predicted one.
+        model: a key of MODEL_COLOURS.
+        dataset: what the title says that the pictures are.
+    """
+    counts = np.asarray(matrix)
+    percent = 100 * counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    figure = Figure(figsize=(9.5, 8))
+    figure.suptitle(f"{model.upper()} on {dataset}: what is taken for what")
+    axes = figure.subplots()
+    axes.grid(False)
+    # A root-like scale: the mistakes, all below 25 %, are what the reader looks for.
+    mesh = axes.imshow(percent, cmap=SEQUENTIAL, norm="asinh", vmin=0, vmax=100)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        value = percent[row, column]
+        axes.text(
+            column,
+            row,
+            f"{value:.1f}",
+            ha="center",
+            va="center",
+            color="white" if mesh.norm(value) > 0.55 else "black",
+            fontsize=9,
+        )
+    axes.set_xticks(range(len(CLASS_NAMES)), CLASS_NAMES, rotation=40, ha="right")
+    axes.set_yticks(range(len(CLASS_NAMES)), CLASS_NAMES)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    bar = figure.colorbar(mesh, shrink=0.8, label="share of the true class (%)")
+    bar.set_ticks(
+        [0, 1, 2, 5, 10, 20, 50, 100], labels=["0", "1", "2", "5", "10", "20", "50", "100"]
+    )
+    bar.minorticks_off()
+    return figure
+
+
+@styled
+def draw_comparison(models: dict[str, dict], dataset: str) -> Figure:
+    """Draw the models side by side: accuracy by class, and what each costs.
+
+    Args:
+        models: for each key of MODEL_COLOURS test_accuracy, test_accuracy_by_class (fractions),
+            parameters and train_seconds, as in metrics.json.
+        dataset: what the title says that the pictures are.
+    """
+    figure = Figure(figsize=(11.5, 6))
+    figure.suptitle(f"{' and '.join(name.upper() for name in models)} on {dataset}")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.6, 1))
+
+    axes = left.subplots()
+    by_class = {name: np.array(model["test_accuracy_by_class"]) for name, model in models.items()}
+    order = np.argsort(np.mean(list(by_class.values()), axis=0), kind="stable")
+    heights = np.arange(len(order))
+    ends = np.array([values[order] for values in by_class.values()])
+    axes.hlines(heights, ends.min(0), ends.max(0), color="#BBBBBB", lw=3)
+    for (name, values), mark in zip(by_class.items(), "so", strict=False):
+        colour = MODEL_COLOURS[name]
+        axes.plot(values[order], heights, mark, color=colour, ms=8, label=name.upper())
+    axes.set_yticks(heights, [CLASS_NAMES[label] for label in order])
+    axes.set(title="Test accuracy by class, hardest class at the bottom", xlabel="test accuracy")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(loc="lower right")
+
+    measures = (
+        ("Test accuracy", "test_accuracy", lambda value: f"{value:.2%}"),
+        ("Parameters", "parameters", lambda value: f"{value:,}"),
+        ("Training time", "train_seconds", lambda value: f"{value:,.1f} s"),
+    )
+    for axes, (title, key, text) in zip(right.subplots(len(measures), 1), measures, strict=True):
+        _draw_bars(axes, {name: model[key] for name, model in models.items()}, text)
+        axes.set_title(title, loc="left")
+    return figure
+
+
+def _draw_bars(axes: Axes, values: dict[str, float], text: Callable[[float], str]) -> None:
+    """Draw one horizontal bar a model from zero, with its value written behind it."""
+    names = list(values)[::-1]
+    bars = axes.barh(
+        [name.upper() for name in names],
+        [values[name] for name in names],
+        color=[MODEL_COLOURS[name] for name in names],
+        height=0.6,
+    )
+    axes.bar_label(bars, [text(values[name]) for name in names], padding=4)
+    axes.margins(x=0.3)
+    axes.grid(False)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+
+
+@styled
+def draw_kernels(kernels: np.ndarray, numbers: Sequence[int], title: str) -> Figure:
+    """Draw kernels as numbered tiles on one symmetric scale with its colour bar.
+
+    Args:
+        kernels: (K, height, width) weights.
+        numbers: (K,), each kernel's number in its layer.
+        title: of the figure.
+    """
+    columns, rows = _grid_shape(len(kernels))
+    figure = Figure(figsize=(1.05 * columns + 1.3, 1.2 * rows + 0.8))
+    figure.suptitle(title)
+    limit = np.abs(kernels).max()
+    panels = figure.subplots(rows, columns, squeeze=False)
+    mesh = _draw_tiles(panels, kernels, numbers, DIVERGING, -limit, limit)
+    figure.colorbar(mesh, ax=panels, label="weight", aspect=30, shrink=0.9)
+    return figure
+
+
+@styled
+def draw_image_transform(
+    image: np.ndarray, maps: np.ndarray, numbers: Sequence[int], title: str
+) -> Figure:
+    """Draw a picture large, and beside it what each kernel makes of it, on one shared scale.
+
+    Args:
+        image: uint8 (28, 28).
+        maps: (K, height, width), what the convolution returns, before anything else.
+        numbers: (K,), each kernel's number in its layer, as in draw_kernels.
+        title: of the figure.
+    """
+    columns, rows = _grid_shape(len(maps))
+    height = 1.2 * rows + 0.9
+    figure = Figure(figsize=(0.8 * height + 1.05 * columns + 1.3, height))
+    figure.suptitle(title)
+    left, right = figure.subfigures(1, 2, width_ratios=(0.8 * height, 1.05 * columns + 1.3))
+    axes = left.subplots()
+    axes.imshow(image, vmin=0, vmax=255)
+    _hide_axes(axes)
+    axes.set_title("the picture")
+    limit = np.percentile(np.abs(maps), 100 - CLIPPED_PERCENT) or 1
+    panels = right.subplots(rows, columns, squeeze=False)
+    mesh = _draw_tiles(panels, maps, numbers, DIVERGING, -limit, limit)
+    right.colorbar(mesh, ax=panels, label="response", aspect=30, shrink=0.9, extend="both")
+    return figure
+
+
+@styled
+def draw_progression(image: np.ndarray, blocks: Sequence[np.ndarray], title: str) -> Figure:
+    """Draw a picture, and below it the strongest feature maps after each block.
+
+    Each row has a scale of its own, since the blocks' activations differ in size. The strongest
+    maps are those that vary most over the picture: one that is high everywhere shows nothing.
+
+    Args:
+        image: uint8 (28, 28).
+        blocks: for each block (K, height, width), after batch norm and ReLU.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(1.25 * MAPS_PER_BLOCK + 1.5, 1.5 * (len(blocks) + 1) + 1))
+    figure.suptitle(title)
+    rows = figure.subfigures(len(blocks) + 1, 1)
+    axes = rows[0].subplots()
+    rows[0].suptitle(
+        f"input: one picture of {image.shape[0]} × {image.shape[1]} pixels", fontsize=10
+    )
+    axes.imshow(image, vmin=0, vmax=255)
+    _hide_axes(axes)
+    for number, (row, maps) in enumerate(zip(rows[1:], blocks, strict=True), start=1):
+        strongest = np.argsort(-maps.std(axis=(1, 2)), kind="stable")[:MAPS_PER_BLOCK]
+        row.suptitle(
+            f"after block {number}: the {len(strongest)} strongest of {len(maps)} maps of "
+            f"{maps.shape[1]} × {maps.shape[2]} pixels",
+            fontsize=10,
+        )
+        panels = row.subplots(1, MAPS_PER_BLOCK, squeeze=False)
+        top = maps[strongest].max() or 1
+        mesh = _draw_tiles(panels, maps[strongest], strongest, SEQUENTIAL, 0, top)
+        row.colorbar(mesh, ax=panels, label="activation", aspect=10)
+    return figure
+
+
+def _grid_shape(count: int) -> tuple[int, int]:
+    """Return (columns, rows) of a grid for so many tiles, at most twice as wide as high."""
+    columns = min(count, max(4, 2 ** round(np.log2(np.sqrt(2 * count)))))
+    return columns, -(-count // columns)
+
+
+def _draw_tiles(
+    panels: np.ndarray,
+    tiles: np.ndarray,
+    numbers: Sequence[int],
+    colour_map: str,
+    low: float,
+    high: float,
+) -> AxesImage:
+    """Fill panels with numbered tiles on one scale; return the last one, for a colour bar."""
+    for axes, tile, number in zip(panels.flat, tiles, numbers, strict=False):
+        mesh = axes.imshow(tile, cmap=colour_map, vmin=low, vmax=high)
+        axes.set_title(f"{number}", fontsize=8, pad=2)
+    for axes in panels.flat:
+        _hide_axes(axes)
+    return mesh
+
+
+def _hide_axes(axes: Axes) -> None:
+    """Leave of a panel's axes a thin frame, and of an empty panel nothing."""
+    axes.grid(False)
+    axes.set(xticks=[], yticks=[])
+    axes.set_frame_on(axes.has_data())
+    for spine in axes.spines.values():
+        spine.set(visible=True, color="#BBBBBB", linewidth=0.8)
