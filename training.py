@@ -518,13 +518,14 @@ def load_checkpoint(path: Path, expected: str) -> Checkpoint:
             + ("" if path.parent == Path("outputs") else f" --out {path.parent}")
         )
     state = _read_tensors(path)
-    if state.get("model") in MODELS and state["model"] != expected:
-        raise UserMistake(f"{path} holds model {state['model']}, and {expected} is needed")
+    name = str(state.get("model"))
+    if name in MODELS and name != expected:
+        raise UserMistake(f"{path} holds model {name}, and {expected} is needed")
     try:
-        model = MODELS[state["model"]](**state["arguments"])
+        model = MODELS[name](**state["arguments"]).to(memory_format=torch.channels_last)
         model.load_state_dict(state["weights"])
         checkpoint = Checkpoint(
-            name=state["model"],
+            name=name,
             model=model.eval(),
             mean=float(state["mean"]),
             std=float(state["std"]),

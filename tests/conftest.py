@@ -1,0 +1,145 @@
+"""What the tests share: small datasets, and the real one where it is at hand."""
+
+import gzip
+import hashlib
+import os
+import shutil
+import struct
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import FashionMNIST
+
+import data
+import synthetic
+
+# The folder that holds FashionMNIST/raw; the tests on real data are skipped where there is none.
+REAL_DATA = Path(os.environ.get("FASHION_MNIST_DIR", Path(__file__).parent.parent / "data"))
+# Nothing listens there: a connection is refused at once.
+CLOSED_ADDRESS = "http://127.0.0.1:9/"
+
+
+@pytest.fixture
+def real_archives(tmp_path):
+    """A data folder of the test's own with the four real archives."""
+    source = REAL_DATA / "FashionMNIST" / "raw"
+    if not all((source / archive).exists() for archive, _ in FashionMNIST.resources):
+        pytest.skip(f"no Fashion-MNIST archives in {source}; name their folder: FASHION_MNIST_DIR")
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for archive, _ in FashionMNIST.resources:
+        shutil.copyfile(source / archive, raw / archive)
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def drawn():
+    """The drawn stand-in, drawn once for all tests."""
+    return synthetic.draw_dataset(data.SYNTHETIC_SEED)
+
+
+@pytest.fixture
+def quick_drawing(monkeypatch, drawn):
+    """Let whoever draws the stand-in get the one already drawn."""
+    monkeypatch.setattr(synthetic, "draw_dataset", lambda seed: drawn)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(drawn):
+    """The stand-in with 500 images to train on, 100 to validate on and 200 to test on."""
+    (images, labels), (test_images, test_labels) = drawn
+    train_indices, validation_indices = data.split_indices(labels)
+    mean, std = data.pixel_statistics(images[train_indices[:500]])
+    return data.Dataset(
+        name=data.SYNTHETIC,
+        images=images,
+        labels=labels,
+        train_indices=train_indices[:500],
+        validation_indices=validation_indices[:100],
+        test_images=test_images[:200],
+        test_labels=test_labels[:200],
+        mean=mean,
+        std=std,
+    )
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Let torchvision's own address be one where nothing listens."""
+    monkeypatch.setattr(FashionMNIST, "mirrors", [CLOSED_ADDRESS])
+
+
+@pytest.fixture
+def small_files(monkeypatch, no_network):
+    """Four small archives, known by name, that count as Fashion-MNIST in this test."""
+    generator = np.random.default_rng(0)
+    archives = {}
+    resources = []
+    for part, count in (("train", 240), ("t10k", 40)):
+        images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            name = f"{part}-{kind}-ubyte"
+            header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+            content = header + array.tobytes()
+            archives[name] = gzip.compress(content, mtime=0)
+            resources.append((f"{name}.gz", hashlib.md5(archives[name]).hexdigest()))
+            monkeypatch.setitem(data.EXTRACTED_MD5, name, hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(FashionMNIST, "resources", resources)
+    return archives
+
+
+@pytest.fixture
+def small_folder(tmp_path, small_files):
+    """A data folder with the four small archives."""
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, content in small_files.items():
+        (raw / f"{name}.gz").write_bytes(content)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def serve():
+    """Start servers on 127.0.0.1: serve(answer) returns the address of one.
+
+    answer(name, handler) returns the content of the file asked for, or None for 404, or answers
+    through the handler itself and returns b"".
+    """
+    servers = []
+
+    def start(answer):
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                content = answer(Path(self.path).name, self)
+                if content is None:
+                    self.send_error(404)
+                elif content:
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content)
+
+            def log_message(self, *_):
+                """Say nothing."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def own_random_numbers():
+    """Give each test the same random numbers, whichever ran before it."""
+    torch.manual_seed(0)
