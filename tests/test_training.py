@@ -76,6 +76,20 @@ def test_loss_that_is_no_number_stops_with_epoch_step_and_learning_rate(tiny_dat
     assert len(trainer.history) == 1
 
 
+def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
+    factors = [training.learning_rate_factor(100, 0.25, step) for step in range(101)]
+    assert 0 < factors[0] < 0.05 and factors[-1] == 0
+    assert max(factors) == factors[25] == 1
+    assert factors[:26] == sorted(factors[:26]) and factors[25:] == sorted(factors[25:])[::-1]
+
+
+@pytest.mark.parametrize("total_steps", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("warmup", [0.0, 0.25, 0.9])
+def test_learning_rate_of_the_shortest_training_is_above_zero(total_steps, warmup):
+    for step in range(total_steps):
+        assert 0 < training.learning_rate_factor(total_steps, warmup, step) <= 1
+
+
 # The same bits
 
 
