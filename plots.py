@@ -103,7 +103,7 @@ def draw_learning_curves(history: Sequence[dict[str, float]], model: str, datase
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
         if measure == "accuracy":
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.supxlabel(
         "Training is measured while learning, with dropout, augmentation and label smoothing on: "
         "it can look worse than validation.",
@@ -242,7 +242,7 @@ def draw_comparison(models: dict[str, dict], dataset: str) -> Figure:
         axes.plot(values[order], heights, mark, color=colour, ms=8, label=name.upper())
     axes.set_yticks(heights, [CLASS_NAMES[label] for label in order])
     axes.set(title="Test accuracy by class, hardest class at the bottom", xlabel="test accuracy")
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="lower right")
 
     measures = (
