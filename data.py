@@ -12,7 +12,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -118,7 +118,8 @@ def prepare_folder(folder: Path) -> None:
 class Dataset:
     """Images as uint8 (N, 28, 28), 0 black ground to 255, labels as int64 (N,), 0 to 9.
 
-    All tensors lie on the training device, where they stay.
+    All tensors lie on one device: load_dataset returns them on the CPU, and to brings them to the
+    one that trains, where they stay.
 
     Attributes:
         name: FASHION_MNIST or SYNTHETIC.
@@ -138,6 +139,11 @@ class Dataset:
     mean: float
     std: float
 
+    def to(self, device: torch.device) -> "Dataset":
+        """Return the dataset with its tensors on that device."""
+        tensors = {key: value for key, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{key: value.to(device) for key, value in tensors.items()})
+
     @property
     def title(self) -> str:
         """What the reader is told that the pictures are."""
@@ -150,10 +156,9 @@ def load_dataset(
     mirror: str | None,
     timeout: float,
     limit: int | None,
-    device: torch.device,
     warn: Callable[[str], None],
 ) -> Dataset:
-    """Bring the dataset to the device, from the disk, the network or the drawing board.
+    """Return the dataset, from the disk, the network or the drawing board.
 
     Args:
         choice: "fashion-mnist", "synthetic" or "auto": Fashion-MNIST, and the drawn stand-in only
@@ -162,7 +167,6 @@ def load_dataset(
         mirror: address tried before torchvision's own, or None.
         timeout: seconds that one read from the network may take.
         limit: train on the first so many images of the training part only; None for all.
-        device: where the tensors go.
         warn: told, in one line, when the stand-in takes the place of the real data.
 
     Raises:
@@ -186,12 +190,12 @@ def load_dataset(
     mean, std = pixel_statistics(images[train_indices])
     return Dataset(
         name=name,
-        images=images.to(device),
-        labels=labels.to(device),
-        train_indices=train_indices.to(device),
-        validation_indices=validation_indices.to(device),
-        test_images=test_images.to(device),
-        test_labels=test_labels.to(device),
+        images=images,
+        labels=labels,
+        train_indices=train_indices,
+        validation_indices=validation_indices,
+        test_images=test_images,
+        test_labels=test_labels,
         mean=mean,
         std=std,
     )

@@ -7,6 +7,7 @@ models to the folder outputs.
 """
 
 import argparse
+import io
 import json
 import math
 import platform
@@ -14,6 +15,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,11 +24,14 @@ import matplotlib
 import numpy as np
 import torch
 import torchvision
+from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 import plots
+from comparison import calibrate, compare, find_suspects, probabilities_of, suspects_csv
 from data import (
+    CLASS_NAMES,
     FASHION_MNIST,
     SYNTHETIC,
     Dataset,
@@ -36,26 +41,26 @@ from data import (
     prepare_folder,
     write_file,
 )
+from runs import Run, Workers, find_run, keep_run, run_path, score
 from training import (
     MODELS,
     RECIPES,
-    Evaluation,
     Recipe,
     Trainer,
+    choose_deterministic_algorithms,
     choose_device,
     choose_precision,
     count_parameters,
-    evaluate,
     format_duration,
-    predict_logits,
-    save_checkpoint,
     summarize,
+    write_tensors,
 )
 
 # The largest values that make sense; beyond them an argument is a slip of the finger.
 MAX_EPOCHS = 100_000
 MAX_BATCH_SIZE = 55_000  # the training part of Fashion-MNIST
-MAX_SEED = 2**63 - 1  # what torch's generators take
+MAX_SEED = 2**63 - 1 - 10_000  # what torch's generators take, less the runs
+MAX_RUNS = 10_000
 MAX_TIMEOUT = 3600  # seconds
 MIN_BATCH_SIZE = 2  # batch norm has nothing to average over in one image
 INTERRUPTED = 130  # the shell's exit status after Ctrl-C
@@ -78,38 +83,39 @@ def tell_story(argv: Sequence[str] | None) -> None:
         return
     device = choose_device(arguments.device)
     precision = choose_precision(arguments.precision, device)
-    prepare_folder(arguments.out)
+    if arguments.deterministic:
+        choose_deterministic_algorithms()
 
-    dataset = load_dataset(
-        arguments.dataset,
-        arguments.data_dir,
-        arguments.mirror,
-        arguments.timeout,
-        arguments.limit,
-        device,
-        warn,
-    )
-    print_dataset(dataset)
+    with Workers(device) as workers, speaking(workers.leads):
+        if workers.size > arguments.runs:
+            raise UserMistake(
+                f"{workers.size} processes have only {arguments.runs} seeds a model to share: "
+                "give --runs a larger number, or torchrun a smaller one"
+            )
+        prepare_folder(arguments.out)
+        dataset = workers.share(lambda: load_data(arguments)).to(workers.device)
+        print_dataset(dataset)
+        if arguments.runs == 1:
+            runs = train_once(arguments, dataset, precision)
+        else:
+            runs = train_series(arguments, dataset, precision, workers)
+        if not workers.leads:
+            return
 
-    trainers = {
-        name: train(name, dataset, recipe_for(name, arguments), precision, arguments)
-        for name in arguments.models
-    }
+        files = write_first_run(arguments, dataset, precision, runs)
+        print_closing_table(dataset, {name: finished[0] for name, finished in runs.items()})
+        if arguments.runs > 1 or len(runs) > 1:
+            comparison = compare(runs, dataset)
+            files += write_comparison(arguments.out, dataset, runs, comparison)
+            if arguments.runs > 1:
+                print_comparison(comparison)
+        print_files(files)
+        print_next_command(arguments)
 
-    # The one and only look at the test set.
-    logits = {
-        name: predict_logits(
-            trainer.averaged, dataset.test_images, dataset.mean, dataset.std, precision
-        )
-        for name, trainer in trainers.items()
-    }
-    evaluations = {name: evaluate(logits[name], dataset.test_labels) for name in trainers}
 
-    metrics = collect_metrics(arguments, dataset, precision, trainers, evaluations)
-    files = write_results(arguments.out, dataset, trainers, logits, metrics)
-    print_closing_table(dataset, trainers, evaluations)
-    print_files(files)
-    print_next_command(arguments)
+def speaking(aloud: bool) -> AbstractContextManager:
+    """Let a process print, or keep it quiet: of many, one is enough."""
+    return nullcontext() if aloud else redirect_stdout(io.StringIO())
 
 
 def run_script(story: Callable[[], None]) -> int:
@@ -266,6 +272,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of products; auto: bfloat16 where the hardware has it (default: %(default)s)",
     )
     training.add_argument(
+        "--runs",
+        type=number_type(int, 1, MAX_RUNS),
+        default=1,
+        metavar="N",
+        help="train each model with N seeds, from --seed on, and compare (default: %(default)s)",
+    )
+    training.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="same bits from the same seed on a GPU too, where that costs speed; a CPU always does",
+    )
+    training.add_argument(
         "--resume",
         action="store_true",
         help="go on from the last finished epoch of an interrupted run with the same settings",
@@ -316,37 +334,102 @@ def print_dataset(dataset: Dataset) -> None:
     )
 
 
-def resume_path(out: Path, name: str) -> Path:
-    """Where a model's training is kept while it is not finished, and after."""
-    return out / f"{name}.resume.pt"
+def load_data(arguments: argparse.Namespace) -> Dataset:
+    """Load the dataset that the command line asks for; see load_dataset."""
+    return load_dataset(
+        arguments.dataset,
+        arguments.data_dir,
+        arguments.mirror,
+        arguments.timeout,
+        arguments.limit,
+        warn,
+    )
 
 
-def train(
-    name: str,
-    dataset: Dataset,
-    recipe: Recipe,
-    precision: torch.dtype,
-    arguments: argparse.Namespace,
-) -> Trainer:
+def train_once(
+    arguments: argparse.Namespace, dataset: Dataset, precision: torch.dtype
+) -> dict[str, list[Run]]:
+    """Train and score each model with one seed; return its only run under its name.
+
+    Raises:
+        UserMistake, WorldFault, KeyboardInterrupt: see train.
+    """
+    runs = {}
+    for name in arguments.models:
+        recipe = recipe_for(name, arguments)
+        trainer = Trainer(name, dataset, recipe, arguments.seed, precision)
+        train(trainer, arguments.out / f"{name}.resume.pt", arguments)
+        runs[name] = [score(trainer)]
+    return runs
+
+
+def train_series(
+    arguments: argparse.Namespace, dataset: Dataset, precision: torch.dtype, workers: Workers
+) -> dict[str, list[Run]]:
+    """Train and score each model with many seeds; return its runs, in the order of the seeds.
+
+    Each finished run is kept in the folder runs; what is there already is not done again. Of
+    several processes each does its portion, and the first one returns all runs.
+
+    Raises:
+        UserMistake: when a kept run comes from other settings or data.
+        WorldFault, KeyboardInterrupt: see train.
+    """
+    folder = arguments.out / "runs"
+    prepare_folder(folder)
+    seeds = range(arguments.seed, arguments.seed + arguments.runs)
+    # The last model, the CNN, takes longest: done first, it leaves short jobs to even things out.
+    jobs = [(name, seed) for name in reversed(arguments.models) for seed in seeds]
+
+    def make_trainer(name: str, seed: int) -> Trainer:
+        return Trainer(name, dataset, recipe_for(name, arguments), seed, precision)
+
+    runs = {}
+    for job in jobs:
+        if run := find_run(folder, make_trainer(*job).identity(), dataset):
+            runs[job] = run
+    mine = workers.portion(jobs, runs)
+    print(f"{len(jobs)} runs wanted, {len(runs)} already in {folder}, {len(mine)} to do here")
+    for number, (name, seed) in enumerate(mine, start=1):
+        print(f"\nRun {number} of {len(mine)}: {name.upper()}, seed {seed}")
+        trainer = make_trainer(name, seed)
+        resume_path = folder / f"{name}-seed{seed}.resume.pt"
+        train(trainer, resume_path, arguments)
+        runs[name, seed] = score(trainer)
+        keep_run(folder, runs[name, seed])
+        resume_path.unlink(missing_ok=True)
+    if workers.size > 1:
+        print("\nDone here; waiting for the other processes", flush=True)
+    runs = workers.gather(runs)
+    if not workers.leads:
+        return {}
+    for (name, seed), run in runs.items():
+        if not run_path(folder, name, seed, "json").exists():
+            keep_run(folder, run)
+    return {name: [runs[name, seed] for seed in seeds] for name in arguments.models}
+
+
+def train(trainer: Trainer, resume_path: Path, arguments: argparse.Namespace) -> None:
     """Train one model to the end, with a row an epoch and a file to resume from after each.
 
     Raises:
         UserMistake, WorldFault: see Trainer.
         KeyboardInterrupt: on Ctrl-C, saying what was saved and how to go on.
     """
-    trainer = Trainer(name, dataset, recipe, arguments.seed, precision)
-    kept = resume_path(arguments.out, name)
+    recipe = trainer.recipe
     print(
-        f"\n{name.upper()}: {count_parameters(trainer.model):,} parameters, {recipe.epochs} epochs "
-        f"of {trainer.steps} steps of {trainer.batch_size} images, on {describe(trainer.device)} "
-        f"in {str(precision).removeprefix('torch.')}"
+        f"\n{trainer.name.upper()}: {count_parameters(trainer.model):,} parameters, "
+        f"{recipe.epochs} epochs of {trainer.steps} steps of {trainer.batch_size} images, on "
+        f"{describe(trainer.device)} in {str(trainer.precision).removeprefix('torch.')}"
     )
-    if arguments.resume and kept.exists():
-        trainer.resume(kept)
-        print(f"resumed from {kept}, after epoch {len(trainer.history)} of {recipe.epochs}")
+    if arguments.resume and resume_path.exists():
+        trainer.resume(resume_path)
+        print(f"resumed from {resume_path}, after epoch {len(trainer.history)} of {recipe.epochs}")
     elif arguments.resume:
-        print(f"nothing to resume at {kept}: starting from the first epoch")
+        print(f"nothing to resume at {resume_path}: starting from the first epoch")
 
+    if trainer.finished:
+        return
     started_with = len(trainer.history)
     print(
         f"{'epoch':>9}  {'train loss':>10}  {'val loss':>8}  {'train acc':>9}  {'val acc':>7}  "
@@ -355,7 +438,7 @@ def train(
     try:
         while not trainer.finished:
             entry = trainer.train_epoch(lambda steps: show_progress(steps, trainer))
-            trainer.save(kept)
+            trainer.save(resume_path)
             seconds = trainer.epoch_seconds[started_with:]
             left = sum(seconds) / len(seconds) * (recipe.epochs - entry["epoch"])
             print(
@@ -366,14 +449,15 @@ def train(
                 flush=True,
             )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(say_how_to_go_on(trainer, kept, arguments.argv)) from None
-    return trainer
+        raise KeyboardInterrupt(say_how_to_go_on(trainer, resume_path, arguments.argv)) from None
 
 
-def say_how_to_go_on(trainer: Trainer, kept: Path, argv: Sequence[str]) -> str:
+def say_how_to_go_on(trainer: Trainer, resume_path: Path, argv: Sequence[str]) -> str:
     """Say after Ctrl-C what was saved and which command goes on from there."""
     done = len(trainer.history)
-    saved = f"epochs 1 to {done} are saved in {kept}" if done else "no epoch of it is saved yet"
+    saved = (
+        f"epochs 1 to {done} are saved in {resume_path}" if done else "no epoch of it is saved yet"
+    )
     words = [word for word in argv if word != "--resume"]
     command = shlex.join(["python", "fashionmnist.py", *words, "--resume"])
     return f" in epoch {done + 1} of {trainer.name}; {saved}. Go on with:\n{command}"
@@ -391,7 +475,8 @@ def show_progress(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Pass an epoch's steps through under a bar of steps, loss and images/s, on a terminal only."""
     title = f"{trainer.name} {len(trainer.history) + 1}/{trainer.recipe.epochs}"
-    visible = sys.stderr.isatty()
+    # A process that is kept quiet has its standard output redirected.
+    visible = sys.stderr.isatty() and sys.stdout.isatty()
     with tqdm(
         total=trainer.steps, desc=title, unit="step", leave=False, disable=not visible
     ) as bar:
@@ -409,10 +494,9 @@ def collect_metrics(
     arguments: argparse.Namespace,
     dataset: Dataset,
     precision: torch.dtype,
-    trainers: dict[str, Trainer],
-    evaluations: dict[str, Evaluation],
+    runs: dict[str, Run],
 ) -> dict[str, Any]:
-    """Return all that metrics.json says."""
+    """Return all that metrics.json says of one run of each model."""
     return {
         "dataset": {
             "name": dataset.name,
@@ -427,8 +511,9 @@ def collect_metrics(
         "settings": {
             "limit": arguments.limit,
             "precision": str(precision).removeprefix("torch."),
-            "recipes": {name: asdict(trainer.recipe) for name, trainer in trainers.items()},
-            "models": {name: trainer.model.arguments for name, trainer in trainers.items()},
+            "deterministic": arguments.deterministic,
+            "recipes": {name: asdict(recipe_for(name, arguments)) for name in runs},
+            "models": {name: run.checkpoint["arguments"] for name, run in runs.items()},
         },
         "device": describe(dataset.images.device),
         "versions": {
@@ -440,78 +525,165 @@ def collect_metrics(
         },
         "models": {
             name: {
-                "parameters": count_parameters(trainer.model),
-                "train_seconds": trainer.train_seconds,
-                "epoch_seconds": trainer.epoch_seconds,
-                "history": trainer.history,
-                "test_loss": evaluations[name].loss,
-                "test_accuracy": evaluations[name].accuracy,
-                "test_accuracy_by_class": evaluations[name].accuracy_by_class,
-                "confusion_matrix": evaluations[name].confusion_matrix,
+                "parameters": run.parameters,
+                "train_seconds": run.train_seconds,
+                "epoch_seconds": run.epoch_seconds,
+                "history": run.history,
+                "tested_at": run.tested_at,
+                "test_loss": run.test.loss,
+                "test_accuracy": run.test.accuracy,
+                "test_accuracy_by_class": run.test.accuracy_by_class,
+                "confusion_matrix": run.test.confusion_matrix,
             }
-            for name, trainer in trainers.items()
+            for name, run in runs.items()
         },
     }
 
 
-def write_results(
-    out: Path,
+def write_first_run(
+    arguments: argparse.Namespace,
     dataset: Dataset,
-    trainers: dict[str, Trainer],
-    logits: dict[str, Tensor],
-    metrics: dict[str, Any],
+    precision: torch.dtype,
+    runs: dict[str, list[Run]],
 ) -> list[Path]:
-    """Write models, numbers and pictures; return the files, in the order of writing.
+    """Write models, numbers and pictures of each model's first run; return the files.
 
     Raises:
         WorldFault: when one cannot be written.
     """
+    out, first = arguments.out, {name: finished[0] for name, finished in runs.items()}
     files = []
-    for name, trainer in trainers.items():
+    for name, run in first.items():
         files.append(out / f"{name}.pt")
-        save_checkpoint(files[-1], trainer)
-    files.append(out / "metrics.json")
-    write_file(files[-1], (json.dumps(metrics, indent=2) + "\n").encode())
+        write_tensors(files[-1], run.checkpoint)
+    metrics = collect_metrics(arguments, dataset, precision, first)
+    files.append(write_json(out / "metrics.json", metrics))
 
     images, labels = dataset.test_images.cpu().numpy(), dataset.test_labels.cpu().numpy()
     figures = {}
-    for name, trainer in trainers.items():
-        probabilities = logits[name].softmax(1).cpu().numpy()
-        figures[f"{name}_loss.png"] = plots.draw_learning_curves(
-            trainer.history, name, dataset.title
-        )
+    for name, run in first.items():
+        probabilities = probabilities_of(run)
+        figures[f"{name}_loss.png"] = plots.draw_learning_curves(run.history, name, dataset.title)
         for correct in (True, False):
             figures[f"{name}_{'correct' if correct else 'incorrect'}.png"] = plots.draw_predictions(
                 images, labels, probabilities, correct, name, dataset.title
             )
         figures[f"{name}_confusion.png"] = plots.draw_confusion(
-            metrics["models"][name]["confusion_matrix"], name, dataset.title
+            run.test.confusion_matrix, name, dataset.title
         )
-    if len(trainers) > 1:
-        figures["comparison.png"] = plots.draw_comparison(metrics["models"], dataset.title)
-    for file, figure in figures.items():
-        files.append(out / file)
-        plots.save_figure(figure, files[-1])
-    return files
+    return files + write_figures(out, figures)
 
 
-def print_closing_table(
-    dataset: Dataset, trainers: dict[str, Trainer], evaluations: dict[str, Evaluation]
-) -> None:
+def write_comparison(
+    out: Path, dataset: Dataset, runs: dict[str, list[Run]], comparison: dict[str, Any]
+) -> list[Path]:
+    """Write what compares models and seeds, as numbers and pictures; return the files.
+
+    Raises:
+        WorldFault: when one cannot be written.
+    """
+    labels = dataset.test_labels.cpu().numpy()
+    figures = {"comparison.png": plots.draw_comparison(comparison)}
+    if len(comparison["seeds"]) == 1:
+        return write_figures(out, figures)
+    histories = {name: [run.history for run in finished] for name, finished in runs.items()}
+    figures["learning_curves.png"] = plots.draw_series(histories, dataset.title)
+    pooled = {
+        name: calibrate(
+            np.concatenate([probabilities_of(run) for run in finished]),
+            np.tile(labels, len(finished)),
+        )
+        for name, finished in runs.items()
+    }
+    figures["calibration.png"] = plots.draw_calibration(pooled, comparison)
+    suspects = find_suspects([run for finished in runs.values() for run in finished], dataset)
+    figures["suspect_labels.png"] = plots.draw_suspects(suspects, dataset)
+    files = [write_json(out / "comparison.json", comparison), out / "suspect_labels.csv"]
+    write_file(files[-1], suspects_csv(suspects).encode())
+    return files + write_figures(out, figures)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write a JSON file and return its path; see write_file."""
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
+    return path
+
+
+def write_figures(out: Path, figures: dict[str, Figure]) -> list[Path]:
+    """Write figures under their names into a folder and return the files; see save_figure."""
+    for name, figure in figures.items():
+        plots.save_figure(figure, out / name)
+    return [out / name for name in figures]
+
+
+def print_closing_table(dataset: Dataset, runs: dict[str, Run]) -> None:
     """Print one row a model: size, time and accuracy."""
     print(f"\nResult on {dataset.title}")
     print(f"{'model':<5}  {'parameters':>10}  {'train time':>12}  {'val acc':>7}  {'test acc':>8}")
-    for name, trainer in trainers.items():
+    for name, run in runs.items():
         print(
-            f"{name.upper():<5}  {count_parameters(trainer.model):>10,}  "
-            f"{format_duration(trainer.train_seconds):>12}  "
-            f"{trainer.history[-1]['validation_accuracy']:>7.2%}  "
-            f"{evaluations[name].accuracy:>8.2%}"
+            f"{name.upper():<5}  {run.parameters:>10,}  {format_duration(run.train_seconds):>12}  "
+            f"{run.history[-1]['validation_accuracy']:>7.2%}  {run.test.accuracy:>8.2%}"
         )
     if dataset.name == SYNTHETIC:
         print(
             "These pictures were drawn by synthetic.py: the figures say nothing of Fashion-MNIST."
         )
+
+
+def print_comparison(comparison: dict[str, Any]) -> None:
+    """Print what many seeds say: each run, the models' means, their difference, class by class."""
+    print(f"\nSeeds {', '.join(map(str, comparison['seeds']))} on {comparison['dataset']}")
+    for name, model in comparison["models"].items():
+        accuracy, latency = model["test_accuracy"], model["latency_seconds"]
+        error = model["expected_calibration_error"]
+        print(
+            f"{name.upper()}: test accuracy {' '.join(f'{v:.2%}' for v in accuracy['values'])}\n"
+            f"  mean {accuracy['mean']:.2%}, standard deviation {accuracy['std']:.2%}, "
+            f"95 % interval {in_percent(accuracy['ci95'])}, "
+            f"from {accuracy['min']:.2%} to {accuracy['max']:.2%}\n"
+            f"  expected calibration error {error['mean']:.2%}; "
+            f"{model['parameters']:,} parameters, {model['multiply_accumulates']:,} "
+            f"multiply-accumulates a picture\n"
+            f"  {format_duration(model['train_seconds']['mean'])} of training; "
+            + ", ".join(
+                f"{1000 * s:.1f} ms for {n} picture{'' if n == '1' else 's'}"
+                for n, s in latency.items()
+            )
+            + "\n  seeds of each model to tell apart two that differ by "
+            + ", ".join(f"{100 * float(d):g} points: {n}" for d, n in model["seeds_needed"].items())
+        )
+    if "difference" in comparison:
+        difference = comparison["difference"]["test_accuracy"]
+        mcnemar = comparison["difference"]["mcnemar_of_first_seed"]
+        print(
+            f"{comparison['difference']['of'].upper()}: {difference['mean']:+.2%} "
+            f"(95 % interval {in_percent(difference['ci95'])}), seed by seed; McNemar's exact test "
+            f"on seed {mcnemar['seed']}: {mcnemar['only_first_correct']} images only "
+            f"{mcnemar['first'].upper()} right, {mcnemar['only_second_correct']} only "
+            f"{mcnemar['second'].upper()}, p = {mcnemar['p_value']:.2g}"
+        )
+    print_class_table(comparison["models"])
+
+
+def print_class_table(models: dict[str, Any]) -> None:
+    """Print precision, recall and F1 of each class, with half the width of their intervals."""
+    measures = ("precision", "recall", "f1")
+    heads = "".join(f"{name.upper() + ' ' + m:>17}" for name in models for m in measures)
+    print(f"\n{'class':<11}{heads}   (%, ± half of the 95 % interval)")
+    for label in CLASS_NAMES:
+        cells = ""
+        for model in models.values():
+            for measure in measures:
+                values = model["by_class"][label][measure]
+                half = (values["ci95"][1] - values["ci95"][0]) / 2
+                cells += f"{100 * values['mean']:>11.1f} ± {100 * half:>3.1f}"
+        print(f"{label:<11}{cells}")
+
+
+def in_percent(interval: Sequence[float]) -> str:
+    """Write an interval of fractions in percent."""
+    return " to ".join(f"{end:.2%}" for end in interval)
 
 
 def print_files(files: Sequence[Path]) -> None:

@@ -155,9 +155,7 @@ def load_picture(wanted: str, checkpoint: Checkpoint, data_dir: Path) -> tuple[n
         index = int(wanted)
     except ValueError:
         return read_picture(Path(wanted)), Path(wanted).name
-    dataset = load_dataset(
-        checkpoint.dataset, data_dir, None, NETWORK_TIMEOUT, None, torch.device("cpu"), warn
-    )
+    dataset = load_dataset(checkpoint.dataset, data_dir, None, NETWORK_TIMEOUT, None, warn)
     if not 0 <= index < len(dataset.test_images):
         raise UserMistake(
             f"--image {index}: the test images are numbered 0 to {len(dataset.test_images) - 1}"

@@ -7,6 +7,7 @@ in between changes nothing.
 
 import io
 import math
+import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -136,6 +137,16 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     else:
         in_hardware = False
     return torch.bfloat16 if in_hardware else torch.float32
+
+
+def choose_deterministic_algorithms() -> None:
+    """Let a GPU give the same bits for the same seed, where torch has a way to; a CPU always does.
+
+    Call it before the GPU is first used: cuBLAS reads its setting then.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -342,6 +353,7 @@ class Trainer:
             "model": self.name,
             "dataset": self.dataset.name,
             "images": len(self.dataset.train_indices),
+            "pixel mean": self.dataset.mean,
             "seed": self.seed,
             "device": self.device.type,
             "precision": str(self.precision).removeprefix("torch."),
@@ -370,7 +382,7 @@ class Trainer:
             "history": self.history,
             "epoch_seconds": self.epoch_seconds,
         }
-        _write_tensors(path, state)
+        write_tensors(path, state)
 
     def resume(self, path: Path) -> None:
         """Take up the state that save wrote.
@@ -379,7 +391,7 @@ class Trainer:
             UserMistake: when it comes from other settings, or is no such file.
             WorldFault: when it cannot be read.
         """
-        state = _read_tensors(path)
+        state = read_tensors(path)
         advice = f"{path} is damaged or no file to resume from; train again without --resume"
         if not isinstance(state.get("identity"), dict):
             raise UserMistake(advice)
@@ -494,30 +506,23 @@ class Checkpoint:
     dataset: str
 
 
-def save_checkpoint(path: Path, trainer: Trainer) -> None:
-    """Write the averaged weights with what is needed to rebuild the model and use it.
-
-    Raises:
-        WorldFault: when the file cannot be written.
-    """
+def checkpoint_content(trainer: Trainer) -> dict[str, Any]:
+    """Return the averaged weights with what is needed to rebuild the model and use it."""
     model = trainer.averaged.module
-    _write_tensors(
-        path,
-        {
-            "model": trainer.name,
-            "arguments": model.arguments,
-            "weights": {key: value.cpu() for key, value in model.state_dict().items()},
-            "mean": trainer.dataset.mean,
-            "std": trainer.dataset.std,
-            "class_names": list(CLASS_NAMES),
-            "dataset": trainer.dataset.name,
-            "title": trainer.dataset.title,
-        },
-    )
+    return {
+        "model": trainer.name,
+        "arguments": model.arguments,
+        "weights": {key: value.cpu() for key, value in model.state_dict().items()},
+        "mean": trainer.dataset.mean,
+        "std": trainer.dataset.std,
+        "class_names": list(CLASS_NAMES),
+        "dataset": trainer.dataset.name,
+        "title": trainer.dataset.title,
+    }
 
 
 def load_checkpoint(path: Path, expected: str) -> Checkpoint:
-    """Read what save_checkpoint wrote, as data only: no code in the file is run.
+    """Read a file of checkpoint_content, as data only: no code in the file is run.
 
     Args:
         path: the file.
@@ -532,7 +537,7 @@ def load_checkpoint(path: Path, expected: str) -> Checkpoint:
             f"there is no checkpoint {path}; make one with: python fashionmnist.py"
             + ("" if path.parent == Path("outputs") else f" --out {path.parent}")
         )
-    state = _read_tensors(path)
+    state = read_tensors(path)
     name = str(state.get("model"))
     if name in MODELS and name != expected:
         raise UserMistake(f"{path} holds model {name}, and {expected} is needed")
@@ -567,14 +572,14 @@ def _not_a_checkpoint(path: Path) -> str:
     )
 
 
-def _write_tensors(path: Path, state: dict[str, Any]) -> None:
+def write_tensors(path: Path, state: dict[str, Any]) -> None:
     """Write a dictionary of tensors, numbers and strings, whole or not at all."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_file(path, buffer.getvalue())
 
 
-def _read_tensors(path: Path) -> dict[str, Any]:
+def read_tensors(path: Path) -> dict[str, Any]:
     """Read a dictionary of tensors, numbers and strings; anything else in the file is refused.
 
     Raises:

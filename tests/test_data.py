@@ -20,7 +20,6 @@ def load(choice, data_dir, warnings=None, mirror=None, limit=None, timeout=5):
         mirror,
         timeout,
         limit,
-        torch.device("cpu"),
         (warnings if warnings is not None else []).append,
     )
 

@@ -1,7 +1,10 @@
+import contextlib
+import io
 import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +25,13 @@ PICTURES = {
     *(f"{name}_confusion.png" for name in ("ffn", "cnn")),
     "comparison.png",
 }
+SERIES_FILES = {
+    "comparison.json",
+    "learning_curves.png",
+    "calibration.png",
+    "suspect_labels.png",
+    "suspect_labels.csv",
+}
 FILES = PICTURES | {"ffn.pt", "cnn.pt", "metrics.json", "ffn.resume.pt", "cnn.resume.pt"}
 QUICK = ["--dataset", "synthetic", "--limit", "300", "--epochs", "2", "--precision", "float32"]
 
@@ -30,9 +40,21 @@ def run(*arguments):
     return fashionmnist.main([str(argument) for argument in arguments])
 
 
-def command(*arguments):
-    """The script as its users start it, without a terminal."""
-    return [sys.executable, str(PROJECT / "fashionmnist.py"), *map(str, arguments)]
+@pytest.fixture
+def small_script(tmp_path):
+    """The script with a smaller stand-in, which is drawn at once, as a file to start."""
+    path = tmp_path / "small.py"
+    path.write_text(
+        f"import sys\nsys.path.insert(0, {str(PROJECT)!r})\n"
+        "import synthetic\nsynthetic.TRAIN_COUNT, synthetic.TEST_COUNT = 600, 200\n"
+        "import fashionmnist\nsys.exit(fashionmnist.main())\n"
+    )
+    return path
+
+
+def command(script, *arguments):
+    """A script as its users start it, without a terminal."""
+    return [sys.executable, str(script), *map(str, arguments)]
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +63,6 @@ def quick_run(tmp_path_factory, drawn):
     out = tmp_path_factory.mktemp("outputs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("synthetic.draw_dataset", lambda seed: drawn)
-        import contextlib
-        import io
-
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             assert run(*QUICK, "--out", out) == 0
@@ -174,15 +193,17 @@ def test_interrupted_run_is_resumed_to_the_same_end(tmp_path, quick_drawing, mon
     assert histories[0] == histories[1]
 
 
-def test_ctrl_c_ends_with_130_and_the_way_to_go_on(tmp_path):
+def test_ctrl_c_ends_with_130_and_the_way_to_go_on(tmp_path, small_script):
     arguments = [*QUICK, "--epochs", "100000", "--out", tmp_path / "out"]
     with subprocess.Popen(
-        command(*arguments),
+        command(small_script, *arguments),
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         for line in process.stdout:
             if "2/100000" in line:
@@ -209,6 +230,187 @@ def test_resume_with_other_settings_is_refused(quick_run, quick_drawing, capsys)
     assert (out / "ffn.resume.pt").read_bytes() == before
 
 
+# Many seeds
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory, drawn):
+    """Two small runs of each model on the stand-in: their folder and what was printed."""
+    out = tmp_path_factory.mktemp("series")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("synthetic.draw_dataset", lambda seed: drawn)
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            assert run(*QUICK, "--runs", "2", "--out", out) == 0
+    return out, printed.getvalue()
+
+
+def test_series_keeps_every_run_and_writes_the_comparison(series):
+    out, _ = series
+    kept = {path.name for path in (out / "runs").iterdir()}
+    assert kept == {
+        f"{name}-seed{seed}.{ending}"
+        for name in ("ffn", "cnn")
+        for seed in (0, 1)
+        for ending in ("json", "pt")
+    }
+    written = {path.name for path in out.iterdir()}
+    assert written == PICTURES | SERIES_FILES | {"ffn.pt", "cnn.pt", "metrics.json", "runs"}
+
+
+def test_comparison_holds_the_runs_values_and_their_mean(series):
+    out, _ = series
+    models = json.loads((out / "comparison.json").read_text())["models"]
+    for name in ("ffn", "cnn"):
+        accuracy = models[name]["test_accuracy"]
+        kept = [
+            json.loads((out / "runs" / f"{name}-seed{seed}.json").read_text())["test_accuracy"]
+            for seed in (0, 1)
+        ]
+        assert accuracy["values"] == kept
+        assert accuracy["mean"] == pytest.approx(np.mean(kept))
+        assert accuracy["std"] == pytest.approx(np.std(kept, ddof=1))
+        assert accuracy["ci95"][0] < accuracy["mean"] < accuracy["ci95"][1]
+
+
+def test_first_seed_of_a_series_is_the_single_run(series, quick_run):
+    for name in ("ffn", "cnn"):
+        one, other = (
+            torch.load(out / f"{name}.pt", weights_only=True) for out, _ in (series, quick_run)
+        )
+        assert all(one["weights"][key].equal(other["weights"][key]) for key in one["weights"])
+
+
+def test_series_prints_runs_difference_and_classes(series):
+    printed = series[1]
+    for part in (
+        "FFN: test accuracy",
+        "95 % interval",
+        "CNN - FFN:",
+        "McNemar's exact test",
+        "expected calibration error",
+        "multiply-accumulates",
+        "ms for 1 picture,",
+        "seeds of each model",
+    ):
+        assert part in printed
+    assert all(re.search(rf"^{re.escape(label)} .* ± ", printed, re.M) for label in CLASS_NAMES)
+
+
+def test_series_started_again_does_only_what_is_missing(series, tmp_path, quick_drawing, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(series[0] / "runs", out / "runs")
+    (out / "runs" / "cnn-seed1.json").unlink()
+    untouched = (out / "runs" / "cnn-seed0.pt").stat().st_mtime_ns
+    assert run(*QUICK, "--runs", "2", "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "4 runs wanted, 3 already" in printed and printed.count("\nRun ") == 1
+    assert (out / "runs" / "cnn-seed0.pt").stat().st_mtime_ns == untouched
+    again, before = (
+        json.loads((folder / "comparison.json").read_text())["models"]["cnn"]["test_accuracy"]
+        for folder in (out, series[0])
+    )
+    assert again == before
+
+
+def test_runs_of_different_settings_are_not_mixed(series, quick_drawing, capsys):
+    before = (series[0] / "comparison.json").read_bytes()
+    assert run(*QUICK, "--runs", "2", "--lr", "0.01", "--out", series[0]) == 2
+    error = capsys.readouterr().err
+    assert "not mixed" in error and "lr" in error and len(error.splitlines()) <= 2
+    assert (series[0] / "comparison.json").read_bytes() == before
+
+
+def test_deterministic_algorithms_can_be_asked_for(tmp_path, quick_drawing):
+    try:
+        arguments = ["--models", "cnn", "--deterministic", "--limit", "100", "--out", tmp_path]
+        assert run(*QUICK, *arguments) == 0
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def torchrun(script, *arguments):
+    """A script as torchrun starts it in two processes, on a free port."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return [sys.executable, *launcher, str(script), *map(str, arguments)]
+
+
+def run_files(out):
+    return {path.name for path in (out / "runs").glob("*.json")}
+
+
+def test_two_processes_make_the_same_runs_as_one_with_as_many_threads(tmp_path, small_script):
+    arguments = [*QUICK, "--limit", "200", "--runs", "2"]
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    result = subprocess.run(
+        torchrun(small_script, *arguments, "--out", together),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Written:") == 1 and result.stdout.count("CNN - FFN") == 1
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    subprocess.run(
+        command(small_script, *arguments, "--out", alone),
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
+        check=True,
+    )
+    assert run_files(together) == run_files(alone) and len(run_files(alone)) == 4
+    for path in (alone / "runs").glob("*.pt"):
+        one = torch.load(path, weights_only=True)
+        other = torch.load(together / "runs" / path.name, weights_only=True)
+        assert all(one["weights"][key].equal(other["weights"][key]) for key in one["weights"])
+        assert one["test_logits"].equal(other["test_logits"])
+    histories = [
+        json.loads((folder / "runs" / "cnn-seed1.json").read_text())["history"]
+        for folder in (alone, together)
+    ]
+    assert histories[0] == histories[1]
+
+
+def test_worker_that_dies_ends_the_job_and_loses_no_finished_run(tmp_path, small_script):
+    out = tmp_path / "out"
+    arguments = [*QUICK, "--runs", "40", "--models", "ffn", "--out", out]
+    with subprocess.Popen(
+        torchrun(small_script, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as job:
+        deadline = time.monotonic() + 120
+        while len(run_files(out)) < 4 and time.monotonic() < deadline and job.poll() is None:
+            time.sleep(0.05)
+        os.kill(worker_of(job.pid), signal.SIGKILL)
+        _, says = job.communicate(timeout=60)
+    assert job.returncode != 0 and "SIGKILL" in says
+    kept = run_files(out)
+    assert 4 <= len(kept) < 40
+    times = {name: (out / "runs" / name).stat().st_mtime_ns for name in kept}
+
+    arguments[arguments.index("40")] = str(len(kept) + 2)
+    subprocess.run(torchrun(small_script, *arguments), capture_output=True, check=True)
+    assert len(run_files(out)) >= len(kept) + 2
+    assert all((out / "runs" / name).stat().st_mtime_ns == t for name, t in times.items())
+
+
+def test_more_processes_than_seeds_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    assert run("--out", tmp_path / "out") == 2
+    assert "--runs" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def worker_of(launcher):
+    """The number of the last process that torchrun started."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return int(children[-1])
+
+
 # Mistakes
 
 
@@ -228,6 +430,7 @@ def test_resume_with_other_settings_is_refused(quick_run, quick_drawing, capsys)
         ("--lr", "inf"),
         ("--weight-decay", "-0.1"),
         ("--seed", "-1"),
+        ("--runs", "0"),
         ("--limit", "1"),
         ("--limit", "60001"),
         ("--timeout", "0"),
@@ -278,15 +481,17 @@ def test_diverging_loss_names_epoch_and_learning_rate(tmp_path, quick_drawing, c
     assert re.search(r"epoch \d+, step \d+ .* learning rate of 1e\+06", error)
 
 
-def test_full_disk_is_an_error_and_what_was_there_stays(quick_run, tmp_path):
+def test_full_disk_is_an_error_and_what_was_there_stays(tmp_path, small_script):
+    out = tmp_path / "out"
+    out.mkdir()
     for name in ("ffn.pt", "metrics.json"):
-        (tmp_path / name).write_text("from before")
+        (out / name).write_text("from before")
 
     def fill_the_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     result = subprocess.run(
-        command(*QUICK, "--out", tmp_path),
+        command(small_script, *QUICK, "--out", out),
         capture_output=True,
         text=True,
         check=False,
@@ -295,8 +500,8 @@ def test_full_disk_is_an_error_and_what_was_there_stays(quick_run, tmp_path):
     assert result.returncode == 1
     assert "cannot write" in result.stderr and "Traceback" not in result.stderr
     assert len(result.stderr.splitlines()) <= 2
-    assert {path.name for path in tmp_path.iterdir()} == {"ffn.pt", "metrics.json"}
-    assert (tmp_path / "ffn.pt").read_text() == "from before"
+    assert {path.name for path in out.iterdir()} == {"ffn.pt", "metrics.json"}
+    assert (out / "ffn.pt").read_text() == "from before"
 
 
 # Looking without training

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import kernel_vis
-from training import RECIPES, Trainer, load_checkpoint, save_checkpoint
+from training import RECIPES, Trainer, checkpoint_content, load_checkpoint, write_tensors
 
 PICTURES = {"kernel_grid.png", "image_transform_grid.png", "feature_progression.png"}
 
@@ -17,7 +17,7 @@ def checkpoint_path(tmp_path_factory, tiny_dataset):
     path = tmp_path_factory.mktemp("checkpoint") / "cnn.pt"
     trainer = Trainer("cnn", tiny_dataset, replace(RECIPES["cnn"], epochs=1), 0, torch.float32)
     trainer.train_epoch()
-    save_checkpoint(path, trainer)
+    write_tensors(path, checkpoint_content(trainer))
     return path
 
 
@@ -158,7 +158,7 @@ def test_missing_data_for_a_real_checkpoint_is_an_error(tmp_path, tiny_dataset, 
     trainer = Trainer(
         "cnn", replace(tiny_dataset, name="fashion-mnist"), RECIPES["cnn"], 0, torch.float32
     )
-    save_checkpoint(tmp_path / "cnn.pt", trainer)
+    write_tensors(tmp_path / "cnn.pt", checkpoint_content(trainer))
     arguments = ["--checkpoint", tmp_path / "cnn.pt", "--data-dir", tmp_path / "data"]
     arguments += ["--out", tmp_path / "out"]
     assert kernel_vis.main([str(argument) for argument in arguments]) == 1

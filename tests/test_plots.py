@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 import plots
+from comparison import Suspect, calibrate, summarize_values
 from data import CLASS_NAMES, WorldFault
 
 TITLE = "drawn stand-in, not Fashion-MNIST"
@@ -20,15 +21,32 @@ HISTORY = [
     }
     for epoch in range(1, 6)
 ]
-MODELS = {
-    name: {
-        "test_accuracy": accuracy,
-        "test_accuracy_by_class": [accuracy - 0.01 * label for label in range(10)],
-        "parameters": 1000,
-        "train_seconds": 12.0,
-    }
-    for name, accuracy in (("ffn", 0.85), ("cnn", 0.93))
-}
+
+
+def make_comparison(seeds):
+    """What compare returns, in short, with made-up numbers: class 9 is the hardest."""
+    models = {}
+    for name, accuracy in (("ffn", 0.85), ("cnn", 0.93)):
+        matrix = np.diag([90] * 10)
+        matrix[6, 0], matrix[2, 4] = 30, 20
+        values = [accuracy + 0.001 * seed for seed in range(seeds)]
+        models[name] = {
+            "test_accuracy": summarize_values(values),
+            "by_class": {
+                label: {
+                    measure: summarize_values([value - 0.01 * number for value in values])
+                    for measure in ("precision", "recall", "f1")
+                }
+                for number, label in enumerate(CLASS_NAMES)
+            },
+            "expected_calibration_error": summarize_values([0.02] * seeds),
+            "confusion_matrix": matrix.tolist(),
+            "parameters": 1000,
+            "multiply_accumulates": 2_500_000,
+            "train_seconds": summarize_values([12.0] * seeds),
+            "latency_seconds": {"1": 0.001, "1000": 0.25},
+        }
+    return {"dataset": TITLE, "seeds": list(range(seeds)), "models": models}
 
 
 @pytest.fixture
@@ -133,14 +151,70 @@ def test_confusion_is_in_percent_of_the_true_class():
     assert "true class" in bar.get_ylabel()
 
 
-def test_comparison_shows_both_models_with_their_numbers():
-    figure = plots.draw_comparison(MODELS, TITLE)
-    by_class, *bars = figure.axes
-    assert [text.get_text() for text in by_class.get_legend().get_texts()] == ["FFN", "CNN"]
-    # The hardest class, here the last label, is at the bottom.
+@pytest.mark.parametrize(("seeds", "measure"), [(1, "Test accuracy"), (3, "F1")])
+def test_comparison_shows_classes_hardest_at_the_bottom(seeds, measure):
+    by_class = plots.draw_comparison(make_comparison(seeds)).axes[0]
+    assert by_class.get_title("left").startswith(f"{measure} by class")
     assert by_class.get_yticklabels()[0].get_text() == CLASS_NAMES[9]
-    shown = [text.get_text() for axes in bars for text in axes.texts]
-    assert shown == ["93.00%", "85.00%", "1,000", "1,000", "12.0 s", "12.0 s"]
+    assert {text.get_text() for text in by_class.get_legend().get_texts()} == {"FFN", "CNN"}
+    # Only several seeds have an interval to draw.
+    assert bool(by_class.containers[0].has_xerr) == (seeds > 1)
+
+
+def test_comparison_shows_the_most_frequent_confusions():
+    confusions = plots.draw_comparison(make_comparison(2)).axes[1]
+    texts = [label.get_text() for label in confusions.get_yticklabels()]
+    assert texts[0] == "FFN: Shirt taken for T-shirt/top"
+    assert texts[1] == "FFN: Pullover taken for Coat"
+    assert texts[plots.CONFUSIONS_SHOWN] == "CNN: Shirt taken for T-shirt/top"
+    assert confusions.texts[0].get_text() == "25.0%"
+
+
+def test_comparison_shows_each_seed_and_the_costs():
+    _, _, accuracies, *costs = plots.draw_comparison(make_comparison(3)).axes
+    drawn = [list(line.get_xdata()) for line in accuracies.get_lines()]
+    assert [0.85, 0.851, 0.852] in drawn and [0.93, 0.931, 0.932] in drawn
+    shown = [axes.texts[0].get_text() for axes in costs]
+    assert shown == ["1,000", "2.5 million", "12.0 s", "250 ms"]
+
+
+def test_series_shows_mean_and_band_over_seeds():
+    other = [{**entry, "validation_loss": entry["validation_loss"] + 0.2} for entry in HISTORY]
+    figure = plots.draw_series({"ffn": [HISTORY, other], "cnn": [HISTORY, HISTORY]}, TITLE)
+    loss = figure.axes[0]
+    mean = [entry["validation_loss"] + 0.1 for entry in HISTORY]
+    assert list(loss.get_lines()[0].get_ydata()) == pytest.approx(mean)
+    (band,) = loss.collections[0].get_paths()
+    assert band.vertices[:, 1].max() == pytest.approx(mean[0] + 0.1 * np.sqrt(2))
+    assert "2 seeds" in figure.get_suptitle()
+
+
+def test_calibration_shows_each_bin_and_the_error(predictions):
+    _, labels, probabilities = predictions
+    calibration = calibrate(probabilities, labels)
+    figure = plots.draw_calibration({"ffn": calibration, "cnn": calibration}, make_comparison(2))
+    diagonal, curve, _ = figure.axes[0].get_lines()
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 1]
+    assert (curve.get_ydata() == calibration.accuracy).all()
+    assert "error 2.0%" in figure.axes[0].get_legend().get_texts()[1].get_text()
+
+
+def test_suspects_show_image_label_and_suggestion(tiny_dataset):
+    training_index = int(tiny_dataset.validation_indices[0])
+    suspects = [
+        Suspect("test", 3, 6, 0.01, 0, 0.97),
+        Suspect("validation", training_index, 2, 0.02, 4, 0.9),
+    ]
+    figure = plots.draw_suspects(suspects, tiny_dataset)
+    first, second = panels(figure)
+    assert (first.images[0].get_array() == tiny_dataset.test_images[3].numpy()).all()
+    assert (second.images[0].get_array() == tiny_dataset.images[training_index].numpy()).all()
+    assert first.get_title() == "label: Shirt\nT-shirt/top 97%"
+    assert "2 images" in figure.get_suptitle()
+
+
+def test_no_suspects_are_said_to_be_none(tiny_dataset):
+    assert "none" in plots.draw_suspects([], tiny_dataset).texts[-1].get_text()
 
 
 def test_kernels_share_one_symmetric_scale_and_carry_their_numbers():
@@ -185,12 +259,12 @@ def test_titles_name_model_and_data(predictions, model):
         plots.draw_confusion(np.eye(10, dtype=int), model, TITLE),
     ):
         assert figure.get_suptitle().startswith(f"{model.upper()} on {TITLE}")
-    assert TITLE in plots.draw_comparison(MODELS, TITLE).get_suptitle()
+    assert TITLE in plots.draw_comparison(make_comparison(3)).get_suptitle()
 
 
 def test_figure_is_a_whole_png_and_style_stays_inside(tmp_path):
     before = dict(matplotlib.rcParams)
-    plots.save_figure(plots.draw_comparison(MODELS, TITLE), tmp_path / "a.png")
+    plots.save_figure(plots.draw_comparison(make_comparison(3)), tmp_path / "a.png")
     assert dict(matplotlib.rcParams) == before
     image = Image.open(io.BytesIO((tmp_path / "a.png").read_bytes()))
     image.load()
@@ -200,7 +274,7 @@ def test_figure_is_a_whole_png_and_style_stays_inside(tmp_path):
 
 def test_figure_that_cannot_be_written_is_an_error_in_words(tmp_path):
     with pytest.raises(WorldFault, match="cannot write"):
-        plots.save_figure(plots.draw_comparison(MODELS, TITLE), tmp_path / "nowhere" / "a.png")
+        plots.save_figure(plots.draw_comparison(make_comparison(3)), tmp_path / "nowhere" / "a.png")
 
 
 def test_nothing_is_cut_off(predictions):
@@ -208,7 +282,9 @@ def test_nothing_is_cut_off(predictions):
         plots.draw_learning_curves(HISTORY, "cnn", TITLE),
         plots.draw_predictions(*predictions, False, "cnn", TITLE),
         plots.draw_confusion(np.full((10, 10), 7), "cnn", TITLE),
-        plots.draw_comparison(MODELS, TITLE),
+        plots.draw_comparison(make_comparison(1)),
+        plots.draw_comparison(make_comparison(3)),
+        plots.draw_series({"ffn": [HISTORY] * 2, "cnn": [HISTORY] * 2}, TITLE),
         plots.draw_kernels(np.ones((32, 3, 3)), range(32), "title"),
     ):
         with matplotlib.rc_context(plots.STYLE):

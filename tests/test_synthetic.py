@@ -30,10 +30,10 @@ def test_no_test_image_is_among_the_training_images(drawn):
 
 def test_cnn_beats_ffn_and_neither_reaches_99_percent(tiny_dataset, drawn):
     (_, labels), (test_images, test_labels) = drawn
-    dataset = replace(tiny_dataset, train_indices=torch.arange(len(labels)))
+    dataset = replace(tiny_dataset, train_indices=torch.arange(len(labels) // 2))
     accuracy = {}
     for name in ("ffn", "cnn"):
-        recipe = replace(RECIPES[name], epochs=4, batch_size=128)
+        recipe = replace(RECIPES[name], epochs=4, batch_size=64)
         trainer = Trainer(name, dataset, recipe, seed=0, precision=torch.float32)
         while not trainer.finished:
             trainer.train_epoch()

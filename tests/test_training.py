@@ -6,7 +6,15 @@ import torch
 
 import training
 from data import UserMistake, WorldFault
-from training import RECIPES, Trainer, evaluate, load_checkpoint, predict_logits, save_checkpoint
+from training import (
+    RECIPES,
+    Trainer,
+    checkpoint_content,
+    evaluate,
+    load_checkpoint,
+    predict_logits,
+    write_tensors,
+)
 
 NAMES = ["ffn", "cnn"]
 PRECISIONS = [torch.float32, torch.bfloat16]
@@ -130,6 +138,17 @@ def test_evaluating_in_between_changes_nothing(tiny_dataset, name):
     assert_same(quiet, watched)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_turning_off_validation_changes_no_weight(tiny_dataset, name, monkeypatch):
+    watched = train_to_the_end(make_trainer(name, tiny_dataset))
+    monkeypatch.setattr(training, "predict_logits", lambda _, images, *__: torch.zeros(100, 10))
+    blind = train_to_the_end(make_trainer(name, tiny_dataset))
+    assert len({entry["validation_accuracy"] for entry in blind.history}) == 1  # always class 0
+    for part in ("model", "averaged"):
+        weights, others = (getattr(t, part).state_dict() for t in (watched, blind))
+        assert all(weights[key].equal(others[key]) for key in weights)
+
+
 def look_at_each_step(steps, trainer):
     dataset = trainer.dataset
     for step in steps:
@@ -185,7 +204,7 @@ def test_resuming_from_a_damaged_file_is_refused(tiny_dataset, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpoint_brings_back_the_same_predictions(tiny_dataset, tmp_path, name):
     trainer = train_to_the_end(make_trainer(name, tiny_dataset))
-    save_checkpoint(tmp_path / "model.pt", trainer)
+    write_tensors(tmp_path / "model.pt", checkpoint_content(trainer))
     checkpoint = load_checkpoint(tmp_path / "model.pt", name)
     assert (checkpoint.mean, checkpoint.std) == (tiny_dataset.mean, tiny_dataset.std)
     assert checkpoint.dataset == "synthetic" and len(checkpoint.class_names) == 10
@@ -218,7 +237,7 @@ def test_missing_checkpoint_names_the_command_that_makes_one(tmp_path):
 
 
 def test_checkpoint_of_another_model_is_refused(tiny_dataset, tmp_path):
-    save_checkpoint(tmp_path / "model.pt", make_trainer("ffn", tiny_dataset))
+    write_tensors(tmp_path / "model.pt", checkpoint_content(make_trainer("ffn", tiny_dataset)))
     with pytest.raises(UserMistake, match="holds model ffn, and cnn is needed"):
         load_checkpoint(tmp_path / "model.pt", "cnn")
 
@@ -239,7 +258,7 @@ def test_checkpoint_of_another_model_is_refused(tiny_dataset, tmp_path):
 )
 def test_checkpoint_with_wrong_content_is_refused(tiny_dataset, tmp_path, damage):
     path = tmp_path / "model.pt"
-    save_checkpoint(path, make_trainer("cnn", tiny_dataset))
+    write_tensors(path, checkpoint_content(make_trainer("cnn", tiny_dataset)))
     state = torch.load(path, weights_only=True)
     damage(state)
     torch.save(state, path)
@@ -256,7 +275,7 @@ def test_file_that_is_no_checkpoint_is_refused(tmp_path, content):
 
 def test_truncated_checkpoints_are_refused(tiny_dataset, tmp_path):
     path = tmp_path / "cnn.pt"
-    save_checkpoint(path, make_trainer("cnn", tiny_dataset))
+    write_tensors(path, checkpoint_content(make_trainer("cnn", tiny_dataset)))
     whole = path.read_bytes()
     for share in range(1, 10):
         path.write_bytes(whole[: len(whole) * share // 10])
