@@ -175,7 +175,7 @@ def count_multiply_accumulates(model: nn.Module) -> int:
 
 @torch.inference_mode()
 def measure_latency(model: nn.Module, batch_size: int, device: torch.device) -> float:
-    """Return the median time, in seconds, of a batch from the device's memory to logits, float32."""
+    """Return the median seconds from a batch in the device's memory to its logits, in float32."""
     model = model.to(device, memory_format=torch.channels_last).eval()
     images = torch.zeros(batch_size, 1, IMAGE_SIZE, IMAGE_SIZE, device=device)
     times = []
