@@ -87,10 +87,10 @@ def tell_story(argv: Sequence[str] | None) -> None:
         choose_deterministic_algorithms()
 
     with Workers(device) as workers, speaking(workers.leads):
-        if workers.size > arguments.runs:
+        if workers.size > 1 and arguments.runs == 1:
             raise UserMistake(
-                f"{workers.size} processes have only {arguments.runs} seeds a model to share: "
-                "give --runs a larger number, or torchrun a smaller one"
+                f"{workers.size} processes have one run of each model to share: give --runs N, "
+                "or start the script without torchrun"
             )
         prepare_folder(arguments.out)
         dataset = workers.share(lambda: load_data(arguments)).to(workers.device)
@@ -192,7 +192,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         choices=MODELS,
         default=list(MODELS),
-        help="what to train, in this order (default: %(default)s)",
+        help="what to train, in this order (default: both)",
     )
     parser.add_argument(
         "--out",
@@ -237,21 +237,25 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     training = parser.add_argument_group("training")
     training.add_argument(
-        "--epochs", type=number_type(int, 1, MAX_EPOCHS), help=defaults_help("epochs")
+        "--epochs",
+        type=number_type(int, 1, MAX_EPOCHS),
+        help="passes over the training images " + defaults_help("epochs"),
     )
     training.add_argument(
         "--batch-size",
         type=number_type(int, MIN_BATCH_SIZE, MAX_BATCH_SIZE),
-        help=defaults_help("batch_size"),
+        help="images a step " + defaults_help("batch_size"),
     )
     training.add_argument(
         "--lr",
         dest="learning_rate",
         type=number_type(float, 0, 1e6, above=True),
-        help="peak learning rate, " + defaults_help("learning_rate"),
+        help="peak learning rate " + defaults_help("learning_rate"),
     )
     training.add_argument(
-        "--weight-decay", type=number_type(float, 0, 1e6), help=defaults_help("weight_decay")
+        "--weight-decay",
+        type=number_type(float, 0, 1e6),
+        help="of AdamW " + defaults_help("weight_decay"),
     )
     training.add_argument(
         "--seed",

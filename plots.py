@@ -46,6 +46,7 @@ GRID_ROWS = GRID_COLUMNS = 5  # of the prediction grids
 # Share of the values that a shared scale may cut off at its ends, so that one outlier does not
 # make all else pale; the colour bar's points say that there are some.
 CLIPPED_PERCENT = 0.5
+TILES_PER_ROW = 8  # of kernels and of what they see: 32 or 64 tiles fill a page well
 MAPS_PER_BLOCK = 8  # in the feature progression
 SMALLEST_BIN = 0.002  # share of the images, of a bin in the reliability diagram
 CONFUSIONS_SHOWN = 5  # of each model, in the comparison
@@ -566,8 +567,8 @@ def draw_progression(image: np.ndarray, blocks: Sequence[np.ndarray], title: str
 
 
 def _grid_shape(count: int) -> tuple[int, int]:
-    """Return (columns, rows) of a grid for so many tiles, at most twice as wide as high."""
-    columns = min(count, max(4, 2 ** round(np.log2(np.sqrt(2 * count)))))
+    """Return (columns, rows) of a grid for so many tiles."""
+    columns = min(count, TILES_PER_ROW)
     return columns, -(-count // columns)
 
 

@@ -396,7 +396,7 @@ def test_worker_that_dies_ends_the_job_and_loses_no_finished_run(tmp_path, small
     assert all((out / "runs" / name).stat().st_mtime_ns == t for name, t in times.items())
 
 
-def test_more_processes_than_seeds_are_refused(tmp_path, monkeypatch, capsys):
+def test_processes_without_many_runs_to_share_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
