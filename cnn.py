@@ -6,7 +6,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from data import CLASS_COUNT, IMAGE_SIZE, check_image_shape
+from data import CLASS_COUNT, IMAGE_SIZE
+from layers import Dropout, check_image_shape
 
 BLOCK_COUNT = 3
 KERNEL_SIZE = 3
@@ -48,7 +49,7 @@ class CNN(nn.Module):
         map_size = IMAGE_SIZE // 2**BLOCK_COUNT
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, width in pairwise([channels[-1] * map_size**2, *widths]):
-            layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)]
+            layers += [nn.Linear(inputs, width), nn.ReLU(), Dropout(dropout)]
         layers.append(nn.Linear(widths[-1], CLASS_COUNT))
         self.classifier = nn.Sequential(*layers)
 

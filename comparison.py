@@ -230,6 +230,7 @@ def _describe_model(runs: list[Run], labels: np.ndarray, dataset: Dataset) -> di
     model = MODELS[runs[0].name](**runs[0].checkpoint["arguments"])
     return {
         "test_accuracy": accuracy,
+        "flip_averaged_accuracy": summarize_values([run.flip_averaged_accuracy for run in runs]),
         "validation_accuracy": summarize_values(
             [run.history[-1]["validation_accuracy"] for run in runs]
         ),

@@ -401,25 +401,34 @@ def augment(padded: Tensor, indices: Tensor, flip: bool, generator: torch.Genera
         uint8 (N, 28, 28).
     """
     count, device = len(indices), indices.device
-    places = padded.shape[1] - IMAGE_SIZE + 1
-    pixels = torch.arange(IMAGE_SIZE, device=device)
-    top, left = torch.randint(places, (2, count, 1), generator=generator, device=device)
-    rows, columns = pixels + top, pixels.expand(count, -1)
+    # Every cut there is, as a view: picking from it copies whole rows and not single pixels.
+    cuts = padded.unfold(1, IMAGE_SIZE, 1).unfold(2, IMAGE_SIZE, 1)
+    top, left = torch.randint(cuts.shape[1], (2, count), generator=generator, device=device)
+    images = cuts[indices, top, left]
     if flip:
-        mirrored = torch.rand(count, 1, generator=generator, device=device) < 0.5
-        columns = torch.where(mirrored, IMAGE_SIZE - 1 - columns, columns)
-    columns = columns + left
-    return padded[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
+        mirrored = torch.rand(count, 1, 1, generator=generator, device=device) < 0.5
+        images = torch.where(mirrored, images.flip(2), images)
+    return images
+
+
+def cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Black out a square of each image, at a random place (DeVries and Taylor, arXiv:1708.04552).
+
+    Args:
+        images: uint8 (N, 28, 28), changed in place.
+        size: of the square in pixels; around a centre near the border, part of it lies outside.
+        generator: on the same device; nothing else is drawn from.
+
+    Returns:
+        The images.
+    """
+    device = images.device
+    centres = torch.randint(IMAGE_SIZE, (2, len(images), 1), generator=generator, device=device)
+    distances = torch.arange(IMAGE_SIZE, device=device) - (centres - size // 2)
+    rows, columns = (distances >= 0) & (distances < size)
+    return images.masked_fill_(rows[:, :, None] & columns[:, None, :], 0)
 
 
 def pad(images: Tensor, shift: int) -> Tensor:
     """Add a black border of shift pixels to uint8 images (N, 28, 28), for augment."""
     return F.pad(images, (shift, shift, shift, shift))
-
-
-def check_image_shape(images: Tensor) -> None:
-    """Raise ValueError unless the images are (N, 1, 28, 28)."""
-    if images.ndim != 4 or images.shape[1:] != (1, IMAGE_SIZE, IMAGE_SIZE):
-        raise ValueError(
-            f"wanted images of shape (N, 1, {IMAGE_SIZE}, {IMAGE_SIZE}), got {tuple(images.shape)}"
-        )

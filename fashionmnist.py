@@ -43,8 +43,10 @@ from data import (
 )
 from runs import Run, Workers, find_run, keep_run, run_path, score
 from training import (
+    BEST_RECIPES,
     MODELS,
     RECIPES,
+    Checkpoint,
     Recipe,
     Trainer,
     choose_deterministic_algorithms,
@@ -52,6 +54,7 @@ from training import (
     choose_precision,
     count_parameters,
     format_duration,
+    load_checkpoint,
     summarize,
     write_tensors,
 )
@@ -79,12 +82,14 @@ def tell_story(argv: Sequence[str] | None) -> None:
     """
     arguments = parse_arguments(argv)
     if arguments.summary:
-        print_summaries(arguments.models)
+        print_summaries({name: recipe_for(name, arguments) for name in arguments.models})
         return
     device = choose_device(arguments.device)
     precision = choose_precision(arguments.precision, device)
     if arguments.deterministic:
         choose_deterministic_algorithms()
+
+    teacher = load_checkpoint(arguments.teacher, "cnn") if arguments.teacher else None
 
     with Workers(device) as workers, speaking(workers.leads):
         if workers.size > 1 and arguments.runs == 1:
@@ -96,9 +101,9 @@ def tell_story(argv: Sequence[str] | None) -> None:
         dataset = workers.share(lambda: load_data(arguments)).to(workers.device)
         print_dataset(dataset)
         if arguments.runs == 1:
-            runs = train_once(arguments, dataset, precision)
+            runs = train_once(arguments, dataset, precision, teacher)
         else:
-            runs = train_series(arguments, dataset, precision, workers)
+            runs = train_series(arguments, dataset, precision, teacher, workers)
         if not workers.leads:
             return
 
@@ -237,6 +242,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     training = parser.add_argument_group("training")
     training.add_argument(
+        "--best",
+        action="store_true",
+        help="wider networks and more epochs, for accuracy and not for speed",
+    )
+    training.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="FILE",
+        help="learn from the probabilities of a trained CNN (outputs/cnn.pt, say), not from labels",
+    )
+    training.add_argument(
         "--epochs",
         type=number_type(int, 1, MAX_EPOCHS),
         help="passes over the training images " + defaults_help("epochs"),
@@ -250,7 +266,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--lr",
         dest="learning_rate",
         type=number_type(float, 0, 1e6, above=True),
-        help="peak learning rate " + defaults_help("learning_rate"),
+        help="peak learning rate of Muon " + defaults_help("learning_rate"),
     )
     training.add_argument(
         "--weight-decay",
@@ -304,8 +320,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def defaults_help(setting: str) -> str:
     """Return the help text that names each model's default for a setting of its recipe."""
-    values = ", ".join(f"{name} {getattr(recipe, setting):g}" for name, recipe in RECIPES.items())
-    return f"(default: {values})"
+    values, best = (
+        ", ".join(f"{name} {getattr(recipe, setting):g}" for name, recipe in recipes.items())
+        for recipes in (RECIPES, BEST_RECIPES)
+    )
+    return f"(default: {values}" + (f"; with --best: {best})" if best != values else ")")
 
 
 def recipe_for(name: str, arguments: argparse.Namespace) -> Recipe:
@@ -315,7 +334,7 @@ def recipe_for(name: str, arguments: argparse.Namespace) -> Recipe:
         for setting in ("epochs", "batch_size", "learning_rate", "weight_decay")
         if (value := getattr(arguments, setting)) is not None
     }
-    return replace(RECIPES[name], **given)
+    return replace((BEST_RECIPES if arguments.best else RECIPES)[name], **given)
 
 
 def warn(message: str) -> None:
@@ -323,10 +342,10 @@ def warn(message: str) -> None:
     print(f"WARNING: {message}", file=sys.stderr)
 
 
-def print_summaries(names: Sequence[str]) -> None:
+def print_summaries(recipes: dict[str, Recipe]) -> None:
     """Print each model's table of layers."""
-    for name in names:
-        print(f"{name.upper()}\n{summarize(MODELS[name]())}\n")
+    for name, recipe in recipes.items():
+        print(f"{name.upper()}\n{summarize(MODELS[name](**recipe.model))}\n")
 
 
 def print_dataset(dataset: Dataset) -> None:
@@ -351,7 +370,10 @@ def load_data(arguments: argparse.Namespace) -> Dataset:
 
 
 def train_once(
-    arguments: argparse.Namespace, dataset: Dataset, precision: torch.dtype
+    arguments: argparse.Namespace,
+    dataset: Dataset,
+    precision: torch.dtype,
+    teacher: Checkpoint | None,
 ) -> dict[str, list[Run]]:
     """Train and score each model with one seed; return its only run under its name.
 
@@ -361,14 +383,18 @@ def train_once(
     runs = {}
     for name in arguments.models:
         recipe = recipe_for(name, arguments)
-        trainer = Trainer(name, dataset, recipe, arguments.seed, precision)
+        trainer = Trainer(name, dataset, recipe, arguments.seed, precision, teacher)
         train(trainer, arguments.out / f"{name}.resume.pt", arguments)
         runs[name] = [score(trainer)]
     return runs
 
 
 def train_series(
-    arguments: argparse.Namespace, dataset: Dataset, precision: torch.dtype, workers: Workers
+    arguments: argparse.Namespace,
+    dataset: Dataset,
+    precision: torch.dtype,
+    teacher: Checkpoint | None,
+    workers: Workers,
 ) -> dict[str, list[Run]]:
     """Train and score each model with many seeds; return its runs, in the order of the seeds.
 
@@ -386,7 +412,7 @@ def train_series(
     jobs = [(name, seed) for name in reversed(arguments.models) for seed in seeds]
 
     def make_trainer(name: str, seed: int) -> Trainer:
-        return Trainer(name, dataset, recipe_for(name, arguments), seed, precision)
+        return Trainer(name, dataset, recipe_for(name, arguments), seed, precision, teacher)
 
     runs = {}
     for job in jobs:
@@ -494,6 +520,17 @@ def show_progress(
             bar.update()
 
 
+def collect_versions() -> dict[str, str]:
+    """Return the versions of all that results can depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "matplotlib": matplotlib.__version__,
+    }
+
+
 def collect_metrics(
     arguments: argparse.Namespace,
     dataset: Dataset,
@@ -516,17 +553,12 @@ def collect_metrics(
             "limit": arguments.limit,
             "precision": str(precision).removeprefix("torch."),
             "deterministic": arguments.deterministic,
+            "teacher": str(arguments.teacher) if arguments.teacher else None,
             "recipes": {name: asdict(recipe_for(name, arguments)) for name in runs},
             "models": {name: run.checkpoint["arguments"] for name, run in runs.items()},
         },
         "device": describe(dataset.images.device),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "numpy": np.__version__,
-            "matplotlib": matplotlib.__version__,
-        },
+        "versions": collect_versions(),
         "models": {
             name: {
                 "parameters": run.parameters,
@@ -536,6 +568,7 @@ def collect_metrics(
                 "tested_at": run.tested_at,
                 "test_loss": run.test.loss,
                 "test_accuracy": run.test.accuracy,
+                "flip_averaged_accuracy": run.flip_averaged_accuracy,
                 "test_accuracy_by_class": run.test.accuracy_by_class,
                 "confusion_matrix": run.test.confusion_matrix,
             }
@@ -623,11 +656,15 @@ def write_figures(out: Path, figures: dict[str, Figure]) -> list[Path]:
 def print_closing_table(dataset: Dataset, runs: dict[str, Run]) -> None:
     """Print one row a model: size, time and accuracy."""
     print(f"\nResult on {dataset.title}")
-    print(f"{'model':<5}  {'parameters':>10}  {'train time':>12}  {'val acc':>7}  {'test acc':>8}")
+    print(
+        f"{'model':<5}  {'parameters':>10}  {'train time':>12}  {'val acc':>7}  {'test acc':>8}  "
+        f"{'flip-averaged':>13}"
+    )
     for name, run in runs.items():
         print(
             f"{name.upper():<5}  {run.parameters:>10,}  {format_duration(run.train_seconds):>12}  "
-            f"{run.history[-1]['validation_accuracy']:>7.2%}  {run.test.accuracy:>8.2%}"
+            f"{run.history[-1]['validation_accuracy']:>7.2%}  {run.test.accuracy:>8.2%}  "
+            f"{run.flip_averaged_accuracy:>13.2%}"
         )
     if dataset.name == SYNTHETIC:
         print(
@@ -640,12 +677,14 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     print(f"\nSeeds {', '.join(map(str, comparison['seeds']))} on {comparison['dataset']}")
     for name, model in comparison["models"].items():
         accuracy, latency = model["test_accuracy"], model["latency_seconds"]
-        error = model["expected_calibration_error"]
+        error, averaged = model["expected_calibration_error"], model["flip_averaged_accuracy"]
         print(
             f"{name.upper()}: test accuracy {' '.join(f'{v:.2%}' for v in accuracy['values'])}\n"
             f"  mean {accuracy['mean']:.2%}, standard deviation {accuracy['std']:.2%}, "
             f"95 % interval {in_percent(accuracy['ci95'])}, "
             f"from {accuracy['min']:.2%} to {accuracy['max']:.2%}\n"
+            f"  averaged over each image and its mirror image: mean {averaged['mean']:.2%}, "
+            f"standard deviation {averaged['std']:.2%}\n"
             f"  expected calibration error {error['mean']:.2%}; "
             f"{model['parameters']:,} parameters, {model['multiply_accumulates']:,} "
             f"multiply-accumulates a picture\n"

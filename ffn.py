@@ -5,7 +5,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from data import CLASS_COUNT, IMAGE_SIZE, check_image_shape
+from data import CLASS_COUNT, IMAGE_SIZE
+from layers import Dropout, check_image_shape
 
 LAYER_COUNT = 5
 
@@ -43,7 +44,7 @@ class FFN(nn.Module):
                 nn.Linear(inputs, width, bias=False),
                 nn.BatchNorm1d(width),
                 nn.ReLU(),
-                nn.Dropout(dropout),
+                Dropout(dropout),
             ]
         layers.append(nn.Linear(widths[-1], CLASS_COUNT))
         self.layers = nn.Sequential(*layers)

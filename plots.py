@@ -485,6 +485,58 @@ def draw_suspects(suspects: Sequence[Suspect], dataset: Dataset) -> Figure:
 
 
 @styled
+def draw_benchmark(models: dict[str, dict[str, Any]]) -> Figure:
+    """Draw how the two loops compare, and how the time of an epoch grows.
+
+    Args:
+        models: for each key of MODEL_COLOURS what benchmark.compare_loops returns, and under
+            "growth" what benchmark.measure_growth does.
+    """
+    figure = Figure(figsize=(12, 4.6))
+    figure.suptitle("What does training cost?")
+    speed, images, width = figure.subplots(1, 3)
+    names = list(models)
+    bar = 0.38
+    for shift, key, label, shade in (
+        (-0.5, "classic_images_per_second", "classic loop", 0.4),
+        (0.5, "images_per_second", "ours", 1),
+    ):
+        bars = speed.bar(
+            np.arange(len(names)) + shift * bar,
+            [models[name][key] for name in names],
+            bar,
+            color=[MODEL_COLOURS[name] for name in names],
+            alpha=shade,
+        )
+        speed.bar_label(bars, [f"{label}\n{models[name][key]:,.0f}" for name in names], fontsize=9)
+    speed.set_xticks(range(len(names)), [name.upper() for name in names])
+    speed.margins(y=0.15)
+    speed.set_yscale("log")
+    speed.set(title="Both loops, same network", ylabel="images a second (log scale)")
+    for axes, key, title, label in (
+        (images, "seconds_by_images", "More images", "training images"),
+        (width, "seconds_by_width", "Wider layers", "width, times the default"),
+    ):
+        for name, model in models.items():
+            steps = {float(size): time for size, time in model["growth"][key].items()}
+            axes.plot(
+                list(steps),
+                list(steps.values()),
+                f"{MODEL_MARKS[name]}-",
+                color=MODEL_COLOURS[name],
+                label=name.upper(),
+            )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(list(steps), [f"{size:,g}" for size in steps])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set(title=title, xlabel=label, ylabel="seconds an epoch (log scale)")
+        axes.legend()
+    return figure
+
+
+@styled
 def draw_kernels(kernels: np.ndarray, numbers: Sequence[int], title: str) -> Figure:
     """Draw kernels as numbered tiles on one symmetric scale with its colour bar.
 

@@ -18,6 +18,7 @@ from training import (
     MODELS,
     Evaluation,
     Trainer,
+    average_over_flip,
     checkpoint_content,
     count_parameters,
     evaluate,
@@ -45,6 +46,7 @@ class Run:
         history, epoch_seconds: see Trainer.
         validation_logits, test_logits: float32 (N, 10), of the last averaged weights.
         test: how the test set's predictions compare with its labels.
+        flip_averaged_accuracy: the same set's, of the mean over each image and its mirror image.
         tested_at: when the test set was scored, in UTC.
     """
 
@@ -57,6 +59,7 @@ class Run:
     validation_logits: Tensor
     test_logits: Tensor
     test: Evaluation
+    flip_averaged_accuracy: float
     tested_at: str
 
     @property
@@ -73,10 +76,12 @@ class Run:
 def score(trainer: Trainer) -> Run:
     """Score a finished training on the test set: the one and only look at it."""
     dataset = trainer.dataset
+    arguments = dataset.mean, dataset.std, trainer.precision
     validation_logits, test_logits = (
-        predict_logits(trainer.averaged, images, dataset.mean, dataset.std, trainer.precision)
+        predict_logits(trainer.averaged, images, *arguments)
         for images in (dataset.images[dataset.validation_indices], dataset.test_images)
     )
+    averaged = average_over_flip(trainer.averaged, dataset.test_images, *arguments)
     return Run(
         name=trainer.name,
         seed=trainer.seed,
@@ -87,6 +92,7 @@ def score(trainer: Trainer) -> Run:
         validation_logits=validation_logits.cpu(),
         test_logits=test_logits.cpu(),
         test=evaluate(test_logits, dataset.test_labels),
+        flip_averaged_accuracy=evaluate(averaged, dataset.test_labels).accuracy,
         tested_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
@@ -107,6 +113,7 @@ def keep_run(folder: Path, run: Run) -> None:
     figures = {
         "identity": run.identity,
         "test_accuracy": run.test.accuracy,
+        "flip_averaged_accuracy": run.flip_averaged_accuracy,
         "test_accuracy_by_class": run.test.accuracy_by_class,
         "confusion_matrix": run.test.confusion_matrix,
         "tested_at": run.tested_at,
@@ -151,6 +158,7 @@ def find_run(folder: Path, identity: dict[str, Any], dataset: Dataset) -> Run | 
                 history=figures["history"],
                 epoch_seconds=figures["epoch_seconds"],
                 test=evaluate(logits["test_logits"], dataset.test_labels.cpu()),
+                flip_averaged_accuracy=figures["flip_averaged_accuracy"],
                 tested_at=figures["tested_at"],
                 **logits,
             )

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from cnn import CNN
+from layers import Dropout
 
 
 def kinds(model, kind):
@@ -25,7 +26,7 @@ def test_three_convolutions_with_batch_norm_and_pooling_then_three_linear_layers
     assert len(model.blocks) == 3
     assert [type(layer) for layer in model.classifier] == [
         nn.Flatten,
-        *[nn.Linear, nn.ReLU, nn.Dropout] * 2,
+        *[nn.Linear, nn.ReLU, Dropout] * 2,
         nn.Linear,
     ]
 

@@ -123,6 +123,33 @@ def test_stand_in_cannot_be_mistaken_for_the_real_thing(quick_run):
         assert checkpoint["class_names"] == list(CLASS_NAMES)
 
 
+def test_accuracy_of_both_views_stands_beside_that_of_one(quick_run):
+    out, printed = quick_run
+    models = json.loads((out / "metrics.json").read_text())["models"]
+    for name, model in models.items():
+        row = re.search(rf"^{name.upper()} .*%$", printed, re.MULTILINE).group()
+        assert f"{model['test_accuracy']:.2%}" in row
+        assert row.endswith(f"{model['flip_averaged_accuracy']:.2%}")
+        assert model["flip_averaged_accuracy"] == pytest.approx(model["test_accuracy"], abs=0.1)
+
+
+def test_network_can_learn_from_a_trained_one(quick_run, tmp_path, quick_drawing):
+    teacher = quick_run[0] / "cnn.pt"
+    assert run(*QUICK, "--models", "ffn", "--teacher", teacher, "--out", tmp_path) == 0
+    taught, alone = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, quick_run[0])
+    )
+    assert taught["settings"]["teacher"] == str(teacher)
+    assert taught["models"]["ffn"]["history"] != alone["models"]["ffn"]["history"]
+
+
+@pytest.mark.parametrize(("file", "says"), [("none.pt", "no checkpoint"), ("ffn.pt", "model ffn")])
+def test_teacher_that_is_none_is_refused(quick_run, tmp_path, capsys, file, says):
+    out = tmp_path / "out"
+    assert run(*QUICK, "--teacher", quick_run[0] / file, "--out", out) == 2
+    assert says in capsys.readouterr().err and not out.exists()
+
+
 def test_one_model_alone_ends_as_it_does_beside_the_other(quick_run, tmp_path, quick_drawing):
     assert run(*QUICK, "--models", "cnn", "--out", tmp_path) == 0
     alone, beside = (
@@ -513,6 +540,22 @@ def test_summary_prints_both_tables_and_touches_nothing(tmp_path, capsys, monkey
     printed = capsys.readouterr().out
     assert "FFN" in printed and "CNN" in printed and printed.count("total") == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_best_networks_are_wider_and_of_the_same_layers(capsys):
+    assert run("--summary") == 0
+    plain = capsys.readouterr().out.splitlines()
+    assert run("--summary", "--best") == 0
+    best = capsys.readouterr().out.splitlines()
+    kinds = [
+        [line.split()[1] for line in table if len(line.split()) > 3] for table in (plain, best)
+    ]
+    assert kinds[0] == kinds[1]
+    totals = [
+        [int(line.split()[-1].replace(",", "")) for line in table if " total " in line]
+        for table in (plain, best)
+    ]
+    assert all(wide > narrow for narrow, wide in zip(*totals, strict=True))
 
 
 def test_help_names_every_option_and_default(capsys):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ffn import FFN
+from layers import Dropout
 
 
 def kinds(model, kind):
@@ -25,7 +26,7 @@ def test_batch_norm_relu_dropout_after_each_layer_but_the_last():
     layers = list(FFN().layers)
     assert [type(layer) for layer in layers] == [
         nn.Flatten,
-        *[nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout] * 4,
+        *[nn.Linear, nn.BatchNorm1d, nn.ReLU, Dropout] * 4,
         nn.Linear,
     ]
 

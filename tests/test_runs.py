@@ -49,7 +49,7 @@ def test_kept_run_comes_back_as_it_was(kept, trainer, tiny_dataset):
 
 def test_kept_weights_are_a_checkpoint(kept, trainer):
     checkpoint = load_checkpoint(run_path(kept[1], "ffn", 3, "pt"), "ffn")
-    weights = trainer.averaged.module.state_dict()
+    weights = trainer.averaged.state_dict()
     assert all(checkpoint.model.state_dict()[key].equal(weights[key]) for key in weights)
 
 

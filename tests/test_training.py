@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import training
 from data import UserMistake, WorldFault
@@ -63,7 +64,7 @@ def test_history_has_one_whole_entry_an_epoch(tiny_dataset):
     }
     assert len(trainer.epoch_seconds) == 3 and trainer.train_seconds > 0
     rates = [entry["learning_rate"] for entry in trainer.history]
-    assert rates[-1] < RECIPES["ffn"].learning_rate / 100
+    assert rates[-1] < RECIPES["ffn"].learning_rate / 10
 
 
 def test_fewer_images_than_a_batch_are_one_batch(tiny_dataset):
@@ -155,6 +156,44 @@ def look_at_each_step(steps, trainer):
         for model in (trainer.model, trainer.averaged):
             predict_logits(model, dataset.test_images, dataset.mean, dataset.std, trainer.precision)
         yield step
+
+
+# Learning from a teacher
+
+
+@pytest.fixture
+def teacher(tiny_dataset, tmp_path):
+    """A CNN trained for two epochs, as a checkpoint."""
+    trainer = train_to_the_end(make_trainer("cnn", tiny_dataset, epochs=2))
+    write_tensors(tmp_path / "teacher.pt", checkpoint_content(trainer))
+    return load_checkpoint(tmp_path / "teacher.pt", "cnn")
+
+
+def test_teacher_takes_the_place_of_the_labels(tiny_dataset, teacher):
+    recipe = replace(RECIPES["ffn"], epochs=6, batch_size=50)
+    other_labels = replace(tiny_dataset, labels=tiny_dataset.labels.roll(1))
+    taught, blind = (
+        train_to_the_end(Trainer("ffn", dataset, recipe, 0, torch.float32, teacher))
+        for dataset in (tiny_dataset, other_labels)
+    )
+    weights, others = (trainer.model.state_dict() for trainer in (taught, blind))
+    assert all(weights[key].equal(others[key]) for key in weights)
+
+    images = tiny_dataset.images[tiny_dataset.validation_indices]
+    arguments = images, teacher.mean, teacher.std, torch.float32
+    answers, wanted = (
+        predict_logits(model, *arguments).argmax(1) for model in (taught.averaged, teacher.model)
+    )
+    assert (answers == wanted).float().mean() > 0.5
+
+
+def test_resuming_with_another_teacher_is_refused(tiny_dataset, tmp_path, teacher):
+    trainer = Trainer("ffn", tiny_dataset, RECIPES["ffn"], 0, torch.float32, teacher)
+    trainer.save(tmp_path / "resume.pt")
+    with pytest.raises(UserMistake, match="with teacher "):
+        Trainer("ffn", tiny_dataset, RECIPES["ffn"], 0, torch.float32).resume(
+            tmp_path / "resume.pt"
+        )
 
 
 # Resuming
@@ -312,6 +351,16 @@ def test_prediction_restores_the_mode_and_keeps_the_order(tiny_dataset):
     assert torch.allclose(logits[1200], alone[0], atol=1e-4)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_flip_averaging_is_the_mean_over_both_views(tiny_dataset, name):
+    model, images = training.MODELS[name]().eval(), tiny_dataset.images[:50]
+    arguments = tiny_dataset.mean, tiny_dataset.std, torch.float32
+    averaged = training.average_over_flip(model, images, *arguments).softmax(1)
+    views = [predict_logits(model, view, *arguments) for view in (images, images.flip(2))]
+    assert torch.allclose(averaged, sum(view.softmax(1) for view in views) / 2, atol=1e-6)
+    assert not torch.allclose(averaged, views[0].softmax(1), atol=1e-6)
+
+
 # Choices
 
 
@@ -329,6 +378,34 @@ def test_auto_precision_asks_the_hardware(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
     assert training.choose_precision("auto", cpu) == torch.float32
     assert training.choose_precision("bfloat16", cpu) == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_muon_takes_the_hidden_weights_and_adamw_all_else(name):
+    model = training.MODELS[name]()
+    muon, adamw = training.make_optimizers(model, RECIPES[name], torch.float32)
+    weights, others = (optimizer.param_groups[0]["params"] for optimizer in (muon, adamw))
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    assert set(map(id, weights)) == {id(layer.weight) for layer in layers[:-1]}
+    everything = list(map(id, model.parameters()))
+    assert sorted(map(id, weights + others)) == sorted(everything)
+
+
+def test_averaged_weights_are_the_moving_average_of_those_in_training(tiny_dataset):
+    trainer = make_trainer("ffn", tiny_dataset, epochs=10, ema_steps=4)
+    key, share = "layers.1.weight", 1 / 4
+    expected = trainer.model.state_dict()[key].clone()
+    for _ in trainer.train_steps():
+        expected = (1 - share) * expected + share * trainer.model.state_dict()[key]
+    averaged = trainer.averaged.state_dict()
+    assert torch.allclose(averaged[key], expected, atol=1e-6)
+    assert averaged["layers.2.running_var"].ne(1).any()
+
+
+@pytest.mark.parametrize("recipes", [RECIPES, training.BEST_RECIPES])
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_fit_their_models(recipes, name):
+    assert training.MODELS[name](**recipes[name].model)
 
 
 @pytest.mark.parametrize("name", NAMES)
