@@ -388,12 +388,15 @@ def normalize(images: Tensor, mean: float, std: float) -> Tensor:
     return images.unsqueeze(1).float().div_(255).sub_(mean).div_(std)
 
 
-def augment(padded: Tensor, indices: Tensor, flip: bool, generator: torch.Generator) -> Tensor:
-    """Cut a batch from padded images, each at a random shift, and mirror half of it.
+def augment(
+    padded: Tensor, indices: Tensor, shifted: float, flip: bool, generator: torch.Generator
+) -> Tensor:
+    """Cut a batch from padded images, at a random shift or none, and mirror half of it.
 
     Args:
         padded: uint8 (M, 28 + 2 * shift, 28 + 2 * shift), see pad.
         indices: int64 (N,), which images.
+        shifted: share of the images to shift, in [0, 1].
         flip: whether to mirror each one, left to right, with probability one half.
         generator: on the same device; nothing else is drawn from.
 
@@ -403,7 +406,11 @@ def augment(padded: Tensor, indices: Tensor, flip: bool, generator: torch.Genera
     count, device = len(indices), indices.device
     # Every cut there is, as a view: picking from it copies whole rows and not single pixels.
     cuts = padded.unfold(1, IMAGE_SIZE, 1).unfold(2, IMAGE_SIZE, 1)
-    top, left = torch.randint(cuts.shape[1], (2, count), generator=generator, device=device)
+    places = torch.randint(cuts.shape[1], (2, count), generator=generator, device=device)
+    if shifted < 1:
+        stays = torch.rand(count, generator=generator, device=device) >= shifted
+        places.masked_fill_(stays, cuts.shape[1] // 2)
+    top, left = places
     images = cuts[indices, top, left]
     if flip:
         mirrored = torch.rand(count, 1, 1, generator=generator, device=device) < 0.5

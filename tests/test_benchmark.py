@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from torch import nn
 
 import benchmark
 from data import WorldFault
-from training import MODELS, RECIPES
+from muon import ITERATIONS
+from training import MODELS, RECIPES, Trainer
 
 KEYS = {
     "classic_images_per_second",
@@ -61,7 +63,26 @@ def test_operations_of_a_training_step_are_counted_by_hand_for_the_ffn():
     weights = [layer.weight.numel() for layer in layers]
     # Forward, gradient of the weights, and of the inputs except for the images.
     expected = 2 * (3 * sum(weights) - weights[0])
-    assert benchmark.count_training_flops(model) == expected
+    assert benchmark.count_network_flops(model) == expected
+
+
+def test_operations_of_a_whole_step_include_the_optimizers(tiny_dataset):
+    recipe = replace(RECIPES["ffn"], batch_size=100)
+    trainer = Trainer("ffn", tiny_dataset, recipe, 0, torch.float32)
+    network = benchmark.count_network_flops(trainer.model)
+    muon = 0
+    for weight in trainer.optimizers[0].param_groups[0]["params"]:
+        short, long = sorted(weight.shape)
+        muon += ITERATIONS * (2 * short * short * long * 2 + 2 * short**3)
+    assert benchmark.count_step_flops(trainer) == pytest.approx(network + muon / 100)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_step_is_timed_over_as_many_epochs_as_it_takes(tiny_dataset, name):
+    recipe = replace(RECIPES[name], batch_size=100)
+    trainer = Trainer(name, tiny_dataset, recipe, 0, torch.float32)
+    assert trainer.steps == 5
+    assert 0 < benchmark.time_steps(trainer, 8) < 60
 
 
 @pytest.mark.parametrize("name", list(MODELS))

@@ -209,7 +209,7 @@ def test_augmented_images_are_shifted_and_mirrored_copies():
     image = torch.randint(1, 256, (28, 28), dtype=torch.uint8)
     padded = data.pad(image[None], 2)
     generator = torch.Generator().manual_seed(0)
-    batch = data.augment(padded, torch.zeros(400, dtype=torch.int64), True, generator)
+    batch = data.augment(padded, torch.zeros(400, dtype=torch.int64), 1.0, True, generator)
     windows = [padded[0, y : y + 28, x : x + 28] for y in range(5) for x in range(5)]
     expected = {w.numpy().tobytes() for w in windows} | {
         w.flip(1).numpy().tobytes() for w in windows
@@ -218,10 +218,21 @@ def test_augmented_images_are_shifted_and_mirrored_copies():
     assert seen == expected
 
 
+def test_only_the_wanted_share_is_shifted():
+    image = torch.randint(1, 256, (28, 28), dtype=torch.uint8)
+    padded, indices = data.pad(image[None], 1), torch.zeros(5000, dtype=torch.int64)
+    for shifted in (0, 0.3, 1):
+        generator = torch.Generator().manual_seed(0)
+        batch = data.augment(padded, indices, shifted, False, generator)
+        unmoved = (batch == image).all((1, 2)).float().mean().item()
+        # One of the nine shifts is none.
+        assert unmoved == pytest.approx(1 - shifted * 8 / 9, abs=0.03)
+
+
 def test_without_shift_and_flip_augmentation_changes_nothing():
     images = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
     indices = torch.tensor([3, 1, 3])
-    batch = data.augment(data.pad(images, 0), indices, False, torch.Generator())
+    batch = data.augment(data.pad(images, 0), indices, 1.0, False, torch.Generator())
     assert batch.equal(images[indices])
 
 
@@ -241,7 +252,7 @@ def test_augmentation_leaves_the_default_generator_alone():
     before = torch.get_rng_state()
     images = torch.zeros(5, 30, 30, dtype=torch.uint8)
     generator = torch.Generator().manual_seed(3)
-    data.cut_out(data.augment(images, torch.arange(5), True, generator), 7, generator)
+    data.cut_out(data.augment(images, torch.arange(5), 0.5, True, generator), 7, generator)
     assert torch.get_rng_state().equal(before)
 
 

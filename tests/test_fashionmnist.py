@@ -542,7 +542,7 @@ def test_summary_prints_both_tables_and_touches_nothing(tmp_path, capsys, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_best_networks_are_wider_and_of_the_same_layers(capsys):
+def test_best_networks_have_the_same_layers_and_the_cnn_more_kernels(capsys):
     assert run("--summary") == 0
     plain = capsys.readouterr().out.splitlines()
     assert run("--summary", "--best") == 0
@@ -555,7 +555,7 @@ def test_best_networks_are_wider_and_of_the_same_layers(capsys):
         [int(line.split()[-1].replace(",", "")) for line in table if " total " in line]
         for table in (plain, best)
     ]
-    assert all(wide > narrow for narrow, wide in zip(*totals, strict=True))
+    assert totals[1][0] >= totals[0][0] and totals[1][1] > totals[0][1]
 
 
 def test_help_names_every_option_and_default(capsys):
