@@ -105,6 +105,14 @@ def draw_learning_curves(history: Sequence[dict[str, float]], model: str, datase
             last = f"{values[-1]:.3f}" if measure == "loss" else f"{values[-1]:.1%}"
             label = f"{'training' if part == 'train' else part}, at the end {last}"
             axes.plot(epochs, values, line, color=colour, marker=marker, lw=2, label=label)
+        # The first epochs lie so far off that they would flatten all that comes after.
+        shown = [
+            entry[f"{part}_{measure}"]
+            for entry in history[len(history) // 10 :]
+            for part in ("train", "validation")
+        ]
+        margin = 0.05 * (max(shown) - min(shown) or 1)
+        axes.set_ylim(min(shown) - margin, max(shown) + margin)
         axes.set(title=measure.capitalize(), xlabel="epoch", ylabel=unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()

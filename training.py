@@ -124,7 +124,7 @@ BEST_RECIPES = {
     "ffn": replace(
         RECIPES["ffn"],
         model={"widths": (1024, 512, 256, 128), "dropout": 0.1},
-        epochs=90,
+        epochs=60,
         shifted=1.0,
     ),
     # More kernels learn more, and by heart too: cutout is against that.
@@ -141,8 +141,9 @@ MUON_MOMENTUM = 0.95
 # AdamW's learning rate as a share of Muon's, whose steps are of another size.
 ADAMW_SHARE = 0.3
 
-# Images of one evaluation step: the time hardly depends on it, the memory does.
-EVALUATION_BATCH_SIZE = 1000
+# Images of one evaluation step: so few that the CNN's maps fit into a processor's cache, which
+# makes it twice as fast as with 1,000.
+EVALUATION_BATCH_SIZE = 250
 
 
 def choose_device(name: str) -> torch.device:
@@ -424,10 +425,9 @@ class Trainer:
         """
         if not self.teacher:
             return F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        with torch.no_grad():
-            seen = normalize(images, self.teacher.mean, self.teacher.std)
-            targets = self.teacher.model(seen).float().softmax(1)
-        return F.cross_entropy(logits, targets)
+        teacher = self.teacher
+        answers = predict_logits(teacher.model, images, teacher.mean, teacher.std, self.precision)
+        return F.cross_entropy(logits, answers.softmax(1))
 
     def _check_finite(self, losses: Tensor) -> None:
         """Raise WorldFault when one of an epoch's losses is not a finite number."""

@@ -292,3 +292,23 @@ def test_nothing_is_cut_off(predictions):
             box = figure.get_tightbbox()
         width, height = figure.get_size_inches()
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+
+
+def test_benchmark_shows_speeds_from_zero_and_growth_by_size():
+    models = {
+        name: {
+            "classic_images_per_second": 1000 * factor,
+            "images_per_second": 5000 * factor,
+            "growth": {
+                "seconds_by_images": {6000: 0.1 * factor, 55000: factor},
+                "seconds_by_width": {0.5: 0.3 * factor, 4: 11 * factor},
+            },
+        }
+        for name, factor in (("ffn", 3), ("cnn", 1))
+    }
+    speed, images, width = plots.draw_benchmark(models).axes
+    assert [bar.get_height() for bar in speed.patches] == [3000, 1000, 15000, 5000]
+    assert speed.get_ylim()[0] == 0
+    for axes, key in ((images, "seconds_by_images"), (width, "seconds_by_width")):
+        for line, model in zip(axes.lines, models.values(), strict=True):
+            assert dict(zip(*line.get_data(), strict=True)) == model["growth"][key]
