@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from benchmark import GROWTH_STEPS, SEED, add_common_arguments, load_real_data, time_steps
 from comparison import compare_paired, summarize_values
@@ -33,7 +34,7 @@ from layers import Dropout
 from training import MODELS, RECIPES, Trainer, choose_device, choose_precision
 
 # Short trainings: what an ingredient brings shows, and the whole takes a quarter of an hour.
-EPOCHS = {"ffn": 8, "cnn": 5}
+EPOCHS = {"ffn": 6, "cnn": 3}
 SEEDS = 3
 TIMING_ROUNDS = 3  # alternations of an ingredient's step with the whole recipe's
 # What AdamW does best with on the validation images when it trains all weights, see use_adamw.
@@ -194,7 +195,7 @@ def validate(
 ) -> list[float]:
     """Train without an ingredient; return the validation accuracy of each seed."""
     accuracies = []
-    for seed in seeds:
+    for seed in tqdm(seeds, ingredient.name, unit="training", leave=False, disable=None):
         trainer = make_trainer(name, dataset, ingredient, seed)
         while not trainer.finished:
             trainer.train_epoch()

@@ -104,7 +104,7 @@ def test_output_has_a_row_an_epoch_the_table_the_files_and_the_next_command(quic
     out, printed = quick_run
     rows = re.findall(r"^ +\d/2  +[\d.]+ +[\d.]+ +[\d.]+% +[\d.]+% .*$", printed, re.MULTILINE)
     assert len(rows) == 4
-    assert re.search(r"^FFN +576,010 .*%$", printed, re.MULTILINE)
+    assert re.search(r"^FFN +1,496,074 .*%$", printed, re.MULTILINE)
     assert re.search(r"^CNN +[\d,]+ .*%$", printed, re.MULTILINE)
     for name in FILES - {"ffn.resume.pt", "cnn.resume.pt"}:
         assert str(out / name) in printed
@@ -180,6 +180,7 @@ def test_auto_without_data_and_network_warns_and_goes_on(
 def test_real_data_for_one_short_epoch(real_archives, tmp_path, no_network):
     out = tmp_path / "out"
     arguments = ["--data-dir", real_archives, "--limit", "6000", "--epochs", "2", "--out", out]
+    arguments += ["--batch-size", "100"]
     assert run("--dataset", "fashion-mnist", *arguments) == 0
     models = json.loads((out / "metrics.json").read_text())["models"]
     assert models["ffn"]["test_accuracy"] > 0.75
