@@ -94,6 +94,10 @@ def test_widened_networks_keep_their_layers(name):
     assert MODELS[name](**wider.model)
 
 
+def test_start_is_timed_on_the_real_script_and_data(real_archives):
+    assert 0 < benchmark.measure_start(real_archives, CPU) < 600
+
+
 def test_script_that_fails_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(WorldFault, match="exit status 1"):
