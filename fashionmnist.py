@@ -244,7 +244,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     training.add_argument(
         "--best",
         action="store_true",
-        help="wider networks and more epochs, for accuracy and not for speed",
+        help="longer recipes for accuracy, not speed; the FFN's is made for --teacher",
     )
     training.add_argument(
         "--teacher",
