@@ -55,6 +55,7 @@ from training import (
     count_parameters,
     format_duration,
     load_checkpoint,
+    save_recording,
     summarize,
     write_tensors,
 )
@@ -66,6 +67,7 @@ MAX_SEED = 2**63 - 1 - 10_000  # what torch's generators take, less the runs
 MAX_RUNS = 10_000
 MAX_TIMEOUT = 3600  # seconds
 MIN_BATCH_SIZE = 2  # batch norm has nothing to average over in one image
+RECORDING = "recording.pt"  # where kernel_vis.py looks for it, beside cnn.pt
 INTERRUPTED = 130  # the shell's exit status after Ctrl-C
 
 
@@ -114,6 +116,8 @@ def tell_story(argv: Sequence[str] | None) -> None:
             files += write_comparison(arguments.out, dataset, runs, comparison)
             if arguments.runs > 1:
                 print_comparison(comparison)
+        if arguments.record:
+            files.append(arguments.out / RECORDING)
         print_files(files)
         print_next_command(arguments)
 
@@ -266,7 +270,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--lr",
         dest="learning_rate",
         type=number_type(float, 0, 1e6, above=True),
-        help="peak learning rate of Muon " + defaults_help("learning_rate"),
+        help="peak learning rate " + defaults_help("learning_rate"),
     )
     training.add_argument(
         "--weight-decay",
@@ -308,6 +312,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="go on from the last finished epoch of an interrupted run with the same settings",
     )
+    training.add_argument(
+        "--record",
+        action="store_true",
+        help="keep the CNN's first kernels on the way, which kernel_vis.py makes training.gif of",
+    )
     parser.add_argument(
         "--summary", action="store_true", help="print the models' layers and stop there"
     )
@@ -315,6 +324,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     arguments.argv = argv
     arguments.models = list(dict.fromkeys(arguments.models))
+    if arguments.record and (arguments.runs > 1 or "cnn" not in arguments.models):
+        raise UserMistake("--record keeps one training of the CNN: use it without --runs, with cnn")
     return arguments
 
 
@@ -383,9 +394,12 @@ def train_once(
     runs = {}
     for name in arguments.models:
         recipe = recipe_for(name, arguments)
-        trainer = Trainer(name, dataset, recipe, arguments.seed, precision, teacher)
+        record = arguments.record and name == "cnn"
+        trainer = Trainer(name, dataset, recipe, arguments.seed, precision, teacher, record)
         train(trainer, arguments.out / f"{name}.resume.pt", arguments)
         runs[name] = [score(trainer)]
+        if record:
+            save_recording(trainer, arguments.out / RECORDING)
     return runs
 
 

@@ -25,7 +25,7 @@ class FFN(nn.Module):
         ValueError: when the widths or the dropout are not as above.
     """
 
-    def __init__(self, widths: Sequence[int] = (1024, 512, 256, 128), dropout: float = 0.2) -> None:
+    def __init__(self, widths: Sequence[int] = (512, 256, 128, 64), dropout: float = 0.15) -> None:
         super().__init__()
         outputs = [*widths, CLASS_COUNT]
         if len(outputs) != LAYER_COUNT or any(a <= b for a, b in pairwise(outputs)):

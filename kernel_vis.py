@@ -1,41 +1,137 @@
-"""Show what the convolutional network learned: its kernels, and what they make of a picture.
+"""Show what the networks learned: kernels, feature maps, and the pixels that decided.
 
     python kernel_vis.py
 
-Reads outputs/cnn.pt, which fashionmnist.py writes; writes kernel_grid.png, image_transform_grid.png
-and feature_progression.png beside it.
+Reads outputs/cnn.pt and outputs/ffn.pt, which fashionmnist.py writes, and writes to the same folder
+kernel_grid.png, image_transform_grid.png, feature_progression.png, top_activations.png,
+saliency.png and embedding.png; and training.gif where fashionmnist.py --record kept one.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
+import explain
+import explain_plots
 import plots
-from cnn import BLOCK_COUNT, CNN
+from cnn import BLOCK_COUNT
 from data import (
     CLASS_NAMES,
-    IMAGE_SIZE,
     TITLES,
+    Dataset,
     UserMistake,
-    WorldFault,
     load_dataset,
-    normalize,
     prepare_folder,
 )
-from fashionmnist import Parser, print_files, run_script, warn
-from training import Checkpoint, load_checkpoint
+from explain_plots import Explanation
+from fashionmnist import RECORDING, Parser, number_type, print_files, run_script, warn
+from photo import prepare, read_photo
+from training import Checkpoint, load_checkpoint, load_recording
 
 # More tiles than this are too small to read; of a larger layer the strongest are shown.
 MAX_TILES = 64
+UNITS_SHOWN = 8  # rows of the strongest activations, if no units are asked for
+IMAGES_PER_UNIT = 9
 NETWORK_TIMEOUT = 20  # seconds, as in fashionmnist.py
-# A picture of more pixels than this has no business here, and could fill the memory.
-MAX_PIXELS = 50_000_000
+# Examples of the saliency maps: which model is right, and how many. Where a model is all but
+# certain no single square changes anything, so the less sure one shall be about so sure:
+SALIENCY_SURETY = 0.8
+SALIENCY_CASES = (
+    ("both right", (True, True), 2),
+    ("only the CNN right", (False, True), 2),
+    ("only the FFN right", (True, False), 1),
+    ("both wrong", (False, False), 1),
+)
+
+
+@dataclass
+class Scene:
+    """What the pictures are made from; a part that no picture needs is not loaded.
+
+    Attributes:
+        arguments: the command line.
+        cnn: the trained CNN.
+    """
+
+    arguments: argparse.Namespace
+    cnn: Checkpoint
+
+    @property
+    def trained_on(self) -> str:
+        """The end of every title."""
+        return f"trained on {TITLES[self.cnn.dataset]}"
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The dataset that the model was trained on.
+
+        Raises:
+            WorldFault: when it cannot be had.
+        """
+        return load_dataset(
+            self.cnn.dataset, self.arguments.data_dir, None, NETWORK_TIMEOUT, None, warn
+        )
+
+    @cached_property
+    def models(self) -> dict[str, Checkpoint]:
+        """The CNN, and before it the FFN where one lies beside it.
+
+        Raises:
+            UserMistake, WorldFault: when the FFN's file is none, or of other data.
+        """
+        path = self.arguments.checkpoint.with_name("ffn.pt")
+        if not path.exists():
+            warn(f"there is no {path}: saliency and embedding show the CNN alone")
+            return {"cnn": self.cnn}
+        ffn = load_checkpoint(path, expected="ffn")
+        if ffn.dataset != self.cnn.dataset:
+            raise UserMistake(
+                f"{path} was trained on {TITLES[ffn.dataset]}, {self.arguments.checkpoint} on "
+                f"{TITLES[self.cnn.dataset]}; train both again with: python fashionmnist.py"
+            )
+        return {"ffn": ffn, "cnn": self.cnn}
+
+    @cached_property
+    def picture(self) -> tuple[np.ndarray, str]:
+        """The picture to look at, uint8 (28, 28), and a caption that says which it is.
+
+        Raises:
+            UserMistake: when there is no such image or file, or the file is no picture.
+            WorldFault: when the file or the dataset cannot be read.
+        """
+        wanted = self.arguments.image
+        try:
+            index = int(wanted)
+        except ValueError:
+            name = f"--image {wanted}"
+            return prepare(read_photo(Path(wanted), name), name), Path(wanted).name
+        last = len(self.dataset.test_images) - 1
+        if not 0 <= index <= last:
+            raise UserMistake(f"--image {index}: the test images are numbered 0 to {last}")
+        label = CLASS_NAMES[self.dataset.test_labels[index]]
+        return self.dataset.test_images[index].numpy(), f"test image {index}, {label}"
+
+    @cached_property
+    def progression(self) -> explain.Progression:
+        """What the CNN makes of the picture."""
+        return explain.follow(self.cnn, self.picture[0])
+
+    @property
+    def verdict(self) -> str:
+        """What the CNN takes the picture for."""
+        probabilities = self.progression.probabilities
+        guess = int(probabilities.argmax())
+        return f"{CLASS_NAMES[guess]} {probabilities[guess]:.0%}"
+
+    @cached_property
+    def kernels(self) -> "KernelChoice":
+        """The kernels to show, in their order."""
+        return choose_kernels(self.cnn, self.arguments.layer or 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,53 +140,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def tell_story(argv: Sequence[str] | None) -> None:
-    """Arguments, checkpoint, picture, feature maps, figures.
+    """Arguments, checkpoint, and one picture after the other.
 
     Raises:
         UserMistake, WorldFault: see the functions called.
     """
     arguments = parse_arguments(argv)
-    checkpoint = load_checkpoint(arguments.checkpoint, expected="cnn")
+    scene = Scene(arguments, load_checkpoint(arguments.checkpoint, expected="cnn"))
+    if arguments.image is None:
+        arguments.image = "0"
     prepare_folder(arguments.out)
-    picture, caption = load_picture(arguments.image, checkpoint, arguments.data_dir)
-
-    responses, activations = feature_maps(checkpoint, picture)
-    probabilities = class_probabilities(checkpoint, picture)
-    guess = int(probabilities.argmax())
-    verdict = f"{CLASS_NAMES[guess]} {probabilities[guess]:.0%}"
-
-    layer = arguments.layer
-    kernels, explanation = kernel_tiles(checkpoint.model, layer)
-    numbers = strongest_kernels(checkpoint.model, layer)
-    shown = f"{len(numbers)} kernels"
-    if len(numbers) < len(kernels):
-        shown = f"the {len(numbers)} largest of {len(kernels)} kernels"
-    trained_on = TITLES[checkpoint.dataset]
-    figures = {
-        "kernel_grid.png": plots.draw_kernels(
-            kernels[numbers],
-            numbers,
-            f"What does convolution {layer} look for?\n"
-            f"{shown}{explanation}; trained on {trained_on}",
-        ),
-        "image_transform_grid.png": plots.draw_image_transform(
-            picture,
-            responses[layer - 1][numbers],
-            numbers,
-            f"What does each kernel of convolution {layer} see?\n"
-            f"{caption}; {shown}; trained on {trained_on}",
-        ),
-        "feature_progression.png": plots.draw_progression(
-            picture,
-            activations,
-            f"How does the picture turn into features?\n"
-            f"{caption}, taken for {verdict}; trained on {trained_on}",
-        ),
-    }
-    files = [arguments.out / name for name in figures]
-    for file, figure in zip(files, figures.values(), strict=True):
-        plots.save_figure(figure, file)
-    print(f"{caption}: the CNN, trained on {trained_on}, takes it for {verdict}")
+    files = []
+    for name in arguments.only:
+        print(f"{name} ...", flush=True)
+        files += PICTURES[name](scene)
+    if set(arguments.only) & PICTURES_OF_AN_IMAGE:
+        print(f"{scene.picture[1]}: the CNN, {scene.trained_on}, takes it for {scene.verdict}")
     print_files(files)
 
 
@@ -102,27 +167,45 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = Parser(
         prog="kernel_vis.py",
-        description="Show the kernels of a trained CNN and what they make of a picture.",
+        description="Show what the trained networks learned, and why they say what they say.",
         allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=PICTURES,
+        metavar="NAME",
+        help=f"which pictures to make, of: {', '.join(PICTURES)} (default: all; with --image FILE "
+        "those of that picture)",
     )
     parser.add_argument(
         "--checkpoint",
         type=Path,
         default=Path("outputs/cnn.pt"),
-        help="model that fashionmnist.py wrote (default: %(default)s)",
+        help="CNN that fashionmnist.py wrote; ffn.pt beside it is the FFN (default: %(default)s)",
     )
     parser.add_argument(
         "--image",
-        default="0",
         metavar="N|FILE",
-        help="number of a test image, from 0, or a picture of your own (default: %(default)s)",
+        help="number of a test image, from 0, or a picture of your own (default: 0)",
     )
     parser.add_argument(
         "--layer",
         type=int,
         choices=range(1, BLOCK_COUNT + 1),
-        default=1,
-        help="which convolution's kernels to show (default: %(default)s)",
+        help="which convolution to show (default: 1, and 3 for top_activations)",
+    )
+    parser.add_argument(
+        "--after",
+        action="store_true",
+        help="show in image_transform_grid what is left after batch norm and ReLU",
+    )
+    parser.add_argument(
+        "--units",
+        type=number_type(int, 0, 1_000_000),
+        nargs="+",
+        metavar="K",
+        help=f"which units top_activations shows (default: the {UNITS_SHOWN} most selective)",
     )
     parser.add_argument(
         "--data-dir",
@@ -136,122 +219,277 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=Path("outputs"),
         help="folder for the pictures (default: %(default)s)",
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    own = arguments.image is not None and not arguments.image.lstrip("-").isdigit()
+    if not arguments.only:
+        arguments.only = [name for name in PICTURES if not own or name in PICTURES_OF_AN_IMAGE]
+    arguments.only = list(dict.fromkeys(arguments.only))
+    return arguments
 
 
-def load_picture(wanted: str, checkpoint: Checkpoint, data_dir: Path) -> tuple[np.ndarray, str]:
-    """Return a picture, uint8 (28, 28), and a caption that says which.
+@dataclass(frozen=True)
+class KernelChoice:
+    """The kernels of a layer that are shown, in the order in which they are.
 
-    Args:
-        wanted: the number of a test image of the dataset that the model was trained on, or a file.
-        checkpoint: says which dataset that is.
-        data_dir: where the dataset lies.
-
-    Raises:
-        UserMistake: when there is no such image or file, or the file is no picture.
-        WorldFault: when the file or the dataset cannot be read.
+    Attributes:
+        layer: of the convolutions, from 1.
+        numbers: (K,) in their layer.
+        names: (K,) what stands above each.
+        trained, untrained: (K, height, width) tiles.
+        shown: how many of how many, in words.
     """
-    try:
-        index = int(wanted)
-    except ValueError:
-        return read_picture(Path(wanted)), Path(wanted).name
-    dataset = load_dataset(checkpoint.dataset, data_dir, None, NETWORK_TIMEOUT, None, warn)
-    if not 0 <= index < len(dataset.test_images):
-        raise UserMistake(
-            f"--image {index}: the test images are numbered 0 to {len(dataset.test_images) - 1}"
-        )
-    label = CLASS_NAMES[dataset.test_labels[index]]
-    return dataset.test_images[index].numpy(), f"test image {index}, {label}"
+
+    layer: int
+    numbers: np.ndarray
+    names: list[str]
+    trained: np.ndarray
+    untrained: np.ndarray
+    shown: str
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Read a picture file as uint8 (28, 28), a light garment on black ground as in the dataset.
-
-    The picture is made grey and square, and turned to its negative when its border is light.
-
-    Raises:
-        UserMistake: when there is no such file, or it is no picture or too large a one.
-        WorldFault: when it cannot be read.
-    """
-    if not path.is_file():
-        raise UserMistake(f"--image {path}: there is no such file")
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserMistake(
-                    f"--image {path}: {image.width} × {image.height} pixels are too many, "
-                    f"at most {MAX_PIXELS:,} are read"
-                )
-            grey = ImageOps.exif_transpose(image).convert("L")
-    except PermissionError as error:
-        raise WorldFault(f"cannot read {path}: {error.strerror}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow says of a broken file what its format's reader happens to stumble over.
-        kind = "is no picture" if isinstance(error, UnidentifiedImageError) else "is damaged"
-        raise UserMistake(f"--image {path}: the file {kind}, or none that Pillow reads") from error
-    border = np.concatenate(
-        [np.asarray(grey)[[0, -1]].ravel(), np.asarray(grey)[:, [0, -1]].ravel()]
+def choose_kernels(checkpoint: Checkpoint, layer: int) -> KernelChoice:
+    """Choose the kernels of a layer to show, all or the largest by their norm, and order them."""
+    weights = checkpoint.model.blocks[layer - 1].conv.weight.detach().numpy()
+    norms = np.linalg.norm(weights.reshape(len(weights), -1), axis=1)
+    chosen = np.sort(np.argsort(-norms, kind="stable")[:MAX_TILES])
+    tiles, slices = explain.kernel_tiles(checkpoint.model, layer)
+    order, kinds = explain.order_kernels(tiles[chosen])
+    numbers = chosen[order]
+    before = explain.untrained_model(checkpoint).blocks[layer - 1].conv.weight.detach().numpy()
+    shown = f"{len(numbers)} kernels"
+    if len(numbers) < len(weights):
+        shown = f"the {len(numbers)} largest of {len(weights)} kernels"
+    if weights.shape[1] > 1:
+        shown += f", each by the strongest of its {weights.shape[1]} slices"
+    return KernelChoice(
+        layer=layer,
+        numbers=numbers,
+        names=[
+            explain_plots.kernel_name(number, kind)
+            for number, kind in zip(numbers, kinds, strict=True)
+        ],
+        trained=tiles[numbers],
+        untrained=before[numbers, slices[numbers]],
+        shown=shown,
     )
-    ground = int(np.median(border))
-    if ground > 127:
-        grey, ground = ImageOps.invert(grey), 255 - ground
-    square = ImageOps.pad(grey, (IMAGE_SIZE, IMAGE_SIZE), color=ground)
-    return np.asarray(square)
 
 
-@torch.inference_mode()
-def feature_maps(
-    checkpoint: Checkpoint, picture: np.ndarray
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return what each convolution makes of a picture, and what each whole block does.
+def save(scene: Scene, name: str, figure: plots.Figure) -> list[Path]:
+    """Write a figure to the output folder; return the file in a list."""
+    path = scene.arguments.out / name
+    plots.save_figure(figure, path)
+    return [path]
+
+
+def make_kernel_grid(scene: Scene) -> list[Path]:
+    """Write what the kernels of a layer look for."""
+    kernels = scene.kernels
+    figure = explain_plots.draw_kernels(
+        kernels.trained,
+        kernels.untrained,
+        kernels.names,
+        f"What does convolution {kernels.layer} look for?\n{kernels.shown}; {scene.trained_on}",
+    )
+    return save(scene, "kernel_grid.png", figure)
+
+
+def make_image_transform_grid(scene: Scene) -> list[Path]:
+    """Write what each of these kernels sees in the picture."""
+    kernels, progression = scene.kernels, scene.progression
+    picture, caption = scene.picture
+    after = scene.arguments.after
+    maps = (progression.rectified if after else progression.responses)[kernels.layer - 1]
+    question = f"What does each kernel of convolution {kernels.layer} see in this picture?"
+    if after:
+        question += "\nWhat is left after batch norm and ReLU, before pooling"
+    figure = explain_plots.draw_image_transform(
+        picture,
+        maps[kernels.numbers],
+        kernels.names,
+        not after,
+        f"{question}\n{caption}; {kernels.shown.split(',')[0]}; {scene.trained_on}",
+    )
+    return save(scene, "image_transform_grid.png", figure)
+
+
+def make_feature_progression(scene: Scene) -> list[Path]:
+    """Write how the picture turns into a decision."""
+    picture, caption = scene.picture
+    figure = explain_plots.draw_progression(
+        picture,
+        scene.progression,
+        "How does the picture turn into a decision?\n"
+        f"{caption}, taken for {scene.verdict}; {scene.trained_on}",
+    )
+    return save(scene, "feature_progression.png", figure)
+
+
+def make_top_activations(scene: Scene) -> list[Path]:
+    """Write which test images excite the units of a layer most.
+
+    Raises:
+        UserMistake: when the layer has no such unit.
+    """
+    arguments, dataset = scene.arguments, scene.dataset
+    layer = arguments.layer or BLOCK_COUNT
+    count = scene.cnn.model.blocks[layer - 1].conv.out_channels
+    for unit in arguments.units or ():
+        if unit >= count:
+            raise UserMistake(f"--units {unit}: those of layer {layer} are 0 to {count - 1}")
+    units = explain.find_units(
+        scene.cnn,
+        dataset.test_images,
+        dataset.test_labels,
+        layer,
+        UNITS_SHOWN,
+        IMAGES_PER_UNIT,
+        arguments.units,
+    )
+    which = "" if arguments.units else f"the {len(units)} most selective of "
+    figure = explain_plots.draw_top_activations(
+        units,
+        dataset.test_images.numpy(),
+        dataset.test_labels.numpy(),
+        f"What does each unit of block {layer} look for?\n"
+        f"{which}{count} units, and the {IMAGES_PER_UNIT} test images that excite each most; "
+        f"bright: the patch that does\n"
+        f"(above each: the true class and the activation; {scene.trained_on})",
+    )
+    return save(scene, "top_activations.png", figure)
+
+
+def make_saliency(scene: Scene) -> list[Path]:
+    """Write which pixels decided, for images that the models get right and wrong."""
+    dataset = scene.dataset
+    images, labels = dataset.test_images.numpy(), dataset.test_labels.numpy()
+    probabilities = {
+        name: explain.class_probabilities(model, images) for name, model in scene.models.items()
+    }
+    examples = choose_saliency_examples(probabilities, labels)
+    pictures = images[[index for index, _ in examples]]
+    explanations = [
+        {
+            name: explain_picture(model, images[index], probabilities[name][index])
+            for name, model in scene.models.items()
+        }
+        for index, _ in examples
+    ]
+    heads = [
+        f"test image {index}: {CLASS_NAMES[labels[index]]}\n{case}" for index, case in examples
+    ]
+    figure = explain_plots.draw_saliency(
+        pictures,
+        heads,
+        explanations,
+        "Which pixels decided?\n"
+        f"red speaks for the class that a model sees, blue against it; {scene.trained_on}",
+    )
+    return save(scene, "saliency.png", figure)
+
+
+def choose_saliency_examples(
+    probabilities: dict[str, np.ndarray], labels: np.ndarray
+) -> list[tuple[int, str]]:
+    """Choose test images that show the cases of SALIENCY_CASES, or right and wrong of one model.
+
+    Of each case those that are nearest to SALIENCY_SURETY, of different classes.
 
     Args:
-        checkpoint: a trained CNN.
-        picture: uint8 (28, 28).
+        probabilities: (N, 10) of each model.
+        labels: (N,), the true classes.
 
     Returns:
-        For each block the convolution's response (K, size, size), signed, and the activation after
-        pooling, batch norm and ReLU (K, size // 2, size // 2), not negative.
+        The images' numbers, each with its case in words.
     """
-    responses, activations = [], []
-    maps = _normalized(checkpoint, picture)
-    for block in checkpoint.model.blocks:
-        responses.append(block.conv(maps)[0].numpy())
-        maps = block(maps)
-        activations.append(maps[0].numpy())
-    return responses, activations
+    right = {name: values.argmax(1) == labels for name, values in probabilities.items()}
+    surety = np.min([values.max(1) for values in probabilities.values()], axis=0)
+    cases = [
+        (case, (right["ffn"] == ffn) & (right["cnn"] == cnn), count)
+        for case, (ffn, cnn), count in SALIENCY_CASES
+        if "ffn" in right
+    ] or [("right", right["cnn"], 3), ("wrong", ~right["cnn"], 3)]
+    chosen: list[tuple[int, str]] = []
+    for case, fits, count in cases:
+        seen: set[int] = {int(labels[index]) for index, _ in chosen}
+        candidates = np.flatnonzero(fits)
+        distance = np.abs(surety[candidates] - SALIENCY_SURETY)
+        for index in candidates[np.argsort(distance, kind="stable")]:
+            if count and int(labels[index]) not in seen:
+                chosen.append((int(index), case))
+                seen.add(int(labels[index]))
+                count -= 1
+    return chosen
 
 
-@torch.inference_mode()
-def class_probabilities(checkpoint: Checkpoint, picture: np.ndarray) -> np.ndarray:
-    """Return the ten probabilities that the model gives a picture, uint8 (28, 28)."""
-    return checkpoint.model(_normalized(checkpoint, picture))[0].softmax(0).numpy()
+def explain_picture(
+    checkpoint: Checkpoint, picture: np.ndarray, probabilities: np.ndarray
+) -> Explanation:
+    """Explain a model's likeliest class for a picture, uint8 (28, 28), by its pixels."""
+    label = int(probabilities.argmax())
+    return Explanation(
+        label,
+        float(probabilities[label]),
+        explain.occlusion(checkpoint, picture, label),
+        explain.integrated_gradients(checkpoint, picture, label),
+    )
 
 
-def _normalized(checkpoint: Checkpoint, picture: np.ndarray) -> Tensor:
-    image = torch.from_numpy(picture.copy()).unsqueeze(0)
-    return normalize(image, checkpoint.mean, checkpoint.std)
+def make_embedding(scene: Scene) -> list[Path]:
+    """Write how the classes lie in the last hidden layer of each model."""
+    places, predictions = {}, {}
+    for name, model in scene.models.items():
+        features, predictions[name] = explain.last_hidden(model, scene.dataset.test_images)
+        places[name] = explain.embed(features)
+    labels = scene.dataset.test_labels.numpy()
+    figure = explain_plots.draw_embedding(
+        places,
+        predictions,
+        labels,
+        f"How do the classes lie?\nthe last hidden layer over {len(labels):,} test images; "
+        f"{scene.trained_on}",
+    )
+    return save(scene, "embedding.png", figure)
 
 
-def kernel_tiles(model: CNN, layer: int) -> tuple[np.ndarray, str]:
-    """Return one tile (height, width) for each kernel of a layer, and what the tile is.
+def make_training(scene: Scene) -> list[Path]:
+    """Write the first kernels from the first step to the last, if the training kept them.
 
-    A first-layer kernel is its own tile. A deeper one has a slice for each map before it; its tile
-    is the slice with the largest weights.
+    Raises:
+        UserMistake: when it did not, and the picture was asked for by name.
     """
-    weights = model.blocks[layer - 1].conv.weight.detach().numpy()
-    if weights.shape[1] == 1:
-        return weights[:, 0], ""
-    strongest = np.abs(weights).sum(axis=(2, 3)).argmax(axis=1)
-    tiles = weights[np.arange(len(weights)), strongest]
-    return tiles, f", each by the strongest of its {weights.shape[1]} slices"
+    path = scene.arguments.checkpoint.with_name(RECORDING)
+    recording = load_recording(path, scene.cnn)
+    if recording is None:
+        advice = f"{path} holds no recording of this CNN; python fashionmnist.py --record makes one"
+        if scene.arguments.only == ["training"]:
+            raise UserMistake(advice)
+        print(f"  left out: {advice}")
+        return []
+    kernels = choose_kernels(scene.cnn, 1)
+    heads = [
+        f"The first kernels while learning {TITLES[scene.cnn.dataset]}\n"
+        f"epoch {step / recording.steps_per_epoch:.1f} of "
+        f"{recording.steps[-1] / recording.steps_per_epoch:.0f}"
+        for step in recording.steps
+    ]
+    frames = recording.kernels[:, kernels.numbers, 0].numpy()
+    images = explain_plots.draw_recording(frames, kernels.names, heads)
+    out = scene.arguments.out / "training.gif"
+    explain_plots.save_gif(images, out)
+    return [out]
 
 
-def strongest_kernels(model: CNN, layer: int) -> np.ndarray:
-    """Return the numbers of the kernels to show, ascending: all, or the largest by their norm."""
-    weights = model.blocks[layer - 1].conv.weight.detach()
-    norms = weights.flatten(1).norm(dim=1).numpy()
-    return np.sort(np.argsort(-norms, kind="stable")[:MAX_TILES])
+PICTURES: dict[str, Callable[[Scene], list[Path]]] = {
+    "kernel_grid": make_kernel_grid,
+    "image_transform_grid": make_image_transform_grid,
+    "feature_progression": make_feature_progression,
+    "top_activations": make_top_activations,
+    "saliency": make_saliency,
+    "embedding": make_embedding,
+    "training": make_training,
+}
+# Those that are about one picture, and need no dataset when it is a file.
+PICTURES_OF_AN_IMAGE = {"kernel_grid", "image_transform_grid", "feature_progression"}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every figure of the project, in one style. Each function returns a figure; save_figure writes it.
+"""The figures of training and comparison, and the style of all. save_figure writes one.
 
 Figures are made without pyplot: nothing is shown, nothing global is changed.
 """
@@ -13,7 +13,6 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from comparison import CALIBRATION_BINS, Calibration, Suspect
@@ -43,11 +42,6 @@ STYLE = {
     "savefig.dpi": 130,
 }
 GRID_ROWS = GRID_COLUMNS = 5  # of the prediction grids
-# Share of the values that a shared scale may cut off at its ends, so that one outlier does not
-# make all else pale; the colour bar's points say that there are some.
-CLIPPED_PERCENT = 0.5
-TILES_PER_ROW = 8  # of kernels and of what they see: 32 or 64 tiles fill a page well
-MAPS_PER_BLOCK = 8  # in the feature progression
 SMALLEST_BIN = 0.002  # share of the images, of a bin in the reliability diagram
 CONFUSIONS_SHOWN = 5  # of each model, in the comparison
 
@@ -187,7 +181,7 @@ def draw_predictions(
         axes.set_title(says, color=GREEN if correct else VERMILION, fontsize=10)
         axes.set_xlabel(f"test image {index}", fontsize=8, color=GREY)
     for axes in figure.axes:
-        _hide_axes(axes)
+        hide_axes(axes)
     if not len(chosen):
         figure.text(0.5, 0.5, "none: there is no such prediction", ha="center", color=GREY)
     return figure
@@ -486,7 +480,7 @@ def draw_suspects(suspects: Sequence[Suspect], dataset: Dataset) -> Figure:
         )
         axes.set_xlabel(f"{suspect.part} {suspect.index}", fontsize=8, color=GREY)
     for axes in panels.flat:
-        _hide_axes(axes)
+        hide_axes(axes)
     if not suspects:
         figure.text(0.5, 0.5, "none: every label has a run that accepts it", ha="center")
     return figure
@@ -546,112 +540,7 @@ def draw_benchmark(models: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-@styled
-def draw_kernels(kernels: np.ndarray, numbers: Sequence[int], title: str) -> Figure:
-    """Draw kernels as numbered tiles on one symmetric scale with its colour bar.
-
-    Args:
-        kernels: (K, height, width) weights.
-        numbers: (K,), each kernel's number in its layer.
-        title: of the figure.
-    """
-    columns, rows = _grid_shape(len(kernels))
-    figure = Figure(figsize=(1.05 * columns + 1.3, 1.2 * rows + 0.8))
-    figure.suptitle(title)
-    limit = np.abs(kernels).max()
-    panels = figure.subplots(rows, columns, squeeze=False)
-    mesh = _draw_tiles(panels, kernels, numbers, DIVERGING, -limit, limit)
-    figure.colorbar(mesh, ax=panels, label="weight", aspect=30, shrink=0.9)
-    return figure
-
-
-@styled
-def draw_image_transform(
-    image: np.ndarray, maps: np.ndarray, numbers: Sequence[int], title: str
-) -> Figure:
-    """Draw a picture large, and beside it what each kernel makes of it, on one shared scale.
-
-    Args:
-        image: uint8 (28, 28).
-        maps: (K, height, width), what the convolution returns, before anything else.
-        numbers: (K,), each kernel's number in its layer, as in draw_kernels.
-        title: of the figure.
-    """
-    columns, rows = _grid_shape(len(maps))
-    height = 1.2 * rows + 0.9
-    figure = Figure(figsize=(0.8 * height + 1.05 * columns + 1.3, height))
-    figure.suptitle(title)
-    left, right = figure.subfigures(1, 2, width_ratios=(0.8 * height, 1.05 * columns + 1.3))
-    axes = left.subplots()
-    axes.imshow(image, vmin=0, vmax=255)
-    _hide_axes(axes)
-    axes.set_title("the picture")
-    limit = np.percentile(np.abs(maps), 100 - CLIPPED_PERCENT) or 1
-    panels = right.subplots(rows, columns, squeeze=False)
-    mesh = _draw_tiles(panels, maps, numbers, DIVERGING, -limit, limit)
-    right.colorbar(mesh, ax=panels, label="response", aspect=30, shrink=0.9, extend="both")
-    return figure
-
-
-@styled
-def draw_progression(image: np.ndarray, blocks: Sequence[np.ndarray], title: str) -> Figure:
-    """Draw a picture, and below it the strongest feature maps after each block.
-
-    Each row has a scale of its own, since the blocks' activations differ in size. The strongest
-    maps are those that vary most over the picture: one that is high everywhere shows nothing.
-
-    Args:
-        image: uint8 (28, 28).
-        blocks: for each block (K, height, width), after batch norm and ReLU.
-        title: of the figure.
-    """
-    figure = Figure(figsize=(1.25 * MAPS_PER_BLOCK + 1.5, 1.5 * (len(blocks) + 1) + 1))
-    figure.suptitle(title)
-    rows = figure.subfigures(len(blocks) + 1, 1)
-    axes = rows[0].subplots()
-    rows[0].suptitle(
-        f"input: one picture of {image.shape[0]} × {image.shape[1]} pixels", fontsize=10
-    )
-    axes.imshow(image, vmin=0, vmax=255)
-    _hide_axes(axes)
-    for number, (row, maps) in enumerate(zip(rows[1:], blocks, strict=True), start=1):
-        strongest = np.argsort(-maps.std(axis=(1, 2)), kind="stable")[:MAPS_PER_BLOCK]
-        row.suptitle(
-            f"after block {number}: the {len(strongest)} strongest of {len(maps)} maps of "
-            f"{maps.shape[1]} × {maps.shape[2]} pixels",
-            fontsize=10,
-        )
-        panels = row.subplots(1, MAPS_PER_BLOCK, squeeze=False)
-        top = maps[strongest].max() or 1
-        mesh = _draw_tiles(panels, maps[strongest], strongest, SEQUENTIAL, 0, top)
-        row.colorbar(mesh, ax=panels, label="activation", aspect=10)
-    return figure
-
-
-def _grid_shape(count: int) -> tuple[int, int]:
-    """Return (columns, rows) of a grid for so many tiles."""
-    columns = min(count, TILES_PER_ROW)
-    return columns, -(-count // columns)
-
-
-def _draw_tiles(
-    panels: np.ndarray,
-    tiles: np.ndarray,
-    numbers: Sequence[int],
-    colour_map: str,
-    low: float,
-    high: float,
-) -> AxesImage:
-    """Fill panels with numbered tiles on one scale; return the last one, for a colour bar."""
-    for axes, tile, number in zip(panels.flat, tiles, numbers, strict=False):
-        mesh = axes.imshow(tile, cmap=colour_map, vmin=low, vmax=high)
-        axes.set_title(f"{number}", fontsize=8, pad=2)
-    for axes in panels.flat:
-        _hide_axes(axes)
-    return mesh
-
-
-def _hide_axes(axes: Axes) -> None:
+def hide_axes(axes: Axes) -> None:
     """Leave of a panel's axes a thin frame, and of an empty panel nothing."""
     axes.grid(False)
     axes.set(xticks=[], yticks=[])

@@ -67,7 +67,7 @@ def test_operations_of_a_training_step_are_counted_by_hand_for_the_ffn():
 
 
 def test_operations_of_a_whole_step_include_the_optimizers(tiny_dataset):
-    recipe = replace(RECIPES["ffn"], batch_size=100)
+    recipe = replace(RECIPES["ffn"], batch_size=100, optimizer="muon")
     trainer = Trainer("ffn", tiny_dataset, recipe, 0, torch.float32)
     network = benchmark.count_network_flops(trainer.model)
     muon = 0

@@ -34,8 +34,6 @@ def test_cnn_beats_ffn_and_neither_reaches_99_percent(tiny_dataset, drawn):
     accuracy = {}
     for name in ("ffn", "cnn"):
         recipe = replace(RECIPES[name], epochs=4, batch_size=64)
-        if name == "ffn":  # Muon in float32 takes its time with the default's wide layers
-            recipe = replace(recipe, model={"widths": (256, 128, 64, 32)})
         trainer = Trainer(name, dataset, recipe, seed=0, precision=torch.float32)
         while not trainer.finished:
             trainer.train_epoch()

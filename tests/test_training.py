@@ -19,7 +19,7 @@ from training import (
 
 NAMES = ["ffn", "cnn"]
 PRECISIONS = [torch.float32, torch.bfloat16]
-# As narrow as still learns: Muon in float32 takes its time with wide layers.
+# As narrow as still learns, for quick tests.
 SMALL = {
     "ffn": {"widths": (256, 128, 64, 32), "dropout": 0.1},
     "cnn": {"channels": (16, 32, 64), "widths": (64, 32), "dropout": 0.1},
@@ -388,9 +388,21 @@ def test_auto_precision_asks_the_hardware(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_adamw_alone_takes_all_weights(name):
+    model = training.MODELS[name]()
+    recipe = replace(RECIPES[name], optimizer="adamw")
+    (optimizer,) = training.make_optimizers(model, recipe, torch.float32)
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.param_groups[0]["lr"] == recipe.learning_rate
+    parameters = optimizer.param_groups[0]["params"]
+    assert list(map(id, parameters)) == list(map(id, model.parameters()))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_muon_takes_the_hidden_weights_and_adamw_all_else(name):
     model = training.MODELS[name]()
-    muon, adamw = training.make_optimizers(model, RECIPES[name], torch.float32)
+    recipe = replace(RECIPES[name], optimizer="muon")
+    muon, adamw = training.make_optimizers(model, recipe, torch.float32)
     weights, others = (optimizer.param_groups[0]["params"] for optimizer in (muon, adamw))
     layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
     assert set(map(id, weights)) == {id(layer.weight) for layer in layers[:-1]}
