@@ -54,8 +54,18 @@ from training import (
 CLASSIC_BATCH_SIZE = 64
 CLASSIC_LEARNING_RATE = 1e-3  # Adam's default
 CLASSIC_EPOCHS = 10
-# Epochs of our loop to the classic one's accuracy; what suffices, with one to spare.
-SPRINT_EPOCHS = {"ffn": 6, "cnn": 5}
+# What our recipes change to reach the classic loop's accuracy soon: few epochs, in which no image
+# is learned by heart, so that what is against that (augmentation, dropout) is only in the way.
+SPRINTS: dict[str, dict[str, Any]] = {
+    "ffn": {"epochs": 8, "learning_rate": 0.006, "shifted": 0.0, "flip": False},
+    "cnn": {
+        "model": {**RECIPES["cnn"].model, "dropout": 0.1},
+        "epochs": 3,
+        "learning_rate": 0.02,
+        "shifted": 0.0,
+        "flip": False,
+    },
+}
 
 SEED = 0
 NETWORK_TIMEOUT = 20  # seconds, as in fashionmnist.py
@@ -261,7 +271,7 @@ def compare_loops(
     classic_speed, our_speed = map(statistics.median, zip(*speeds, strict=True))
     ratios = [mine / theirs for theirs, mine in speeds]
 
-    sprint = make_trainer(recipe=replace(RECIPES[name], epochs=SPRINT_EPOCHS[name]))
+    sprint = make_trainer(recipe=replace(RECIPES[name], **SPRINTS[name]))
     while not sprint.finished:
         sprint.train_epoch()
     accuracy, seconds = evaluate_test(sprint)
@@ -276,7 +286,7 @@ def compare_loops(
         "ratios": ratios,
         "classic_seconds": sum(classic.seconds),
         "classic_test_accuracy": goal,
-        "sprint_epochs": SPRINT_EPOCHS[name],
+        "sprint": SPRINTS[name],
         "sprint_seconds": sprint.train_seconds,
         "sprint_test_accuracy": accuracy,
         # Ours over the classic one's; None where the accuracy was not reached.

@@ -40,7 +40,7 @@ CLASS_COLOURS = matplotlib.color_sequences["petroff10"]
 NAME_LENGTH = 26  # characters of a file's name that fit above a panel
 GIF_DPI = 80
 GIF_FRAME_MS = 90  # a hundred frames take some ten seconds
-GIF_COLOURS = 128  # enough for a diverging scale and grey letters, and a small file
+GIF_COLOURS, GIF_GREYS = 111, 17  # 128 together: few enough for a small file
 GIF_LAST_MS = 2500  # the last one stays, to be looked at
 
 
@@ -421,13 +421,14 @@ def save_gif(images: Iterator[Image.Image], path: Path) -> None:
     Raises:
         WorldFault: when the file cannot be written.
     """
-    # One palette for all, or colours would flicker; without dithering, which no reader could tell
-    # from weights.
-    *frames, last = images
-    palette = last.quantize(GIF_COLOURS)
-    frames = [
-        frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in (*frames, last)
-    ]
+    # One palette for all, of the weights' scale and the greys of letters: were it chosen by the
+    # pixels, white would not be white, and colours would flicker. No dithering, which no reader
+    # could tell from weights.
+    scale = matplotlib.colormaps[DIVERGING](np.linspace(0, 1, GIF_COLOURS))[:, :3]
+    greys = np.linspace((0, 0, 0), (1, 1, 1), GIF_GREYS)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.uint8(255 * np.vstack([scale, greys])).tobytes())
+    frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     durations = [GIF_FRAME_MS] * (len(frames) - 1) + [GIF_LAST_MS]
     buffer = io.BytesIO()
     frames[0].save(

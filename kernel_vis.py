@@ -147,15 +147,18 @@ def tell_story(argv: Sequence[str] | None) -> None:
     """
     arguments = parse_arguments(argv)
     scene = Scene(arguments, load_checkpoint(arguments.checkpoint, expected="cnn"))
-    if arguments.image is None:
-        arguments.image = "0"
+    # What is asked for amiss is refused before anything is written.
+    check_units(scene)
+    looks_at_picture = {"image_transform_grid", "feature_progression"} & set(arguments.only)
+    if looks_at_picture:
+        caption = scene.picture[1]
     prepare_folder(arguments.out)
     files = []
     for name in arguments.only:
         print(f"{name} ...", flush=True)
         files += PICTURES[name](scene)
-    if set(arguments.only) & PICTURES_OF_AN_IMAGE:
-        print(f"{scene.picture[1]}: the CNN, {scene.trained_on}, takes it for {scene.verdict}")
+    if looks_at_picture:
+        print(f"{caption}: the CNN, {scene.trained_on}, takes it for {scene.verdict}")
     print_files(files)
 
 
@@ -186,8 +189,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--image",
+        default="0",
         metavar="N|FILE",
-        help="number of a test image, from 0, or a picture of your own (default: 0)",
+        help="number of a test image, from 0, or a picture of your own (default: %(default)s)",
     )
     parser.add_argument(
         "--layer",
@@ -220,9 +224,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="folder for the pictures (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
-    own = arguments.image is not None and not arguments.image.lstrip("-").isdigit()
     if not arguments.only:
-        arguments.only = [name for name in PICTURES if not own or name in PICTURES_OF_AN_IMAGE]
+        own = not arguments.image.lstrip("-").isdigit()
+        arguments.only = PICTURES_OF_ONE_IMAGE if own else list(PICTURES)
     arguments.only = list(dict.fromkeys(arguments.only))
     return arguments
 
@@ -324,18 +328,24 @@ def make_feature_progression(scene: Scene) -> list[Path]:
     return save(scene, "feature_progression.png", figure)
 
 
-def make_top_activations(scene: Scene) -> list[Path]:
-    """Write which test images excite the units of a layer most.
+def check_units(scene: Scene) -> int:
+    """Return how many units the layer of the strongest activations has.
 
     Raises:
-        UserMistake: when the layer has no such unit.
+        UserMistake: when one is asked for that is not among them.
     """
-    arguments, dataset = scene.arguments, scene.dataset
-    layer = arguments.layer or BLOCK_COUNT
+    layer = scene.arguments.layer or BLOCK_COUNT
     count = scene.cnn.model.blocks[layer - 1].conv.out_channels
-    for unit in arguments.units or ():
+    for unit in scene.arguments.units or ():
         if unit >= count:
             raise UserMistake(f"--units {unit}: those of layer {layer} are 0 to {count - 1}")
+    return count
+
+
+def make_top_activations(scene: Scene) -> list[Path]:
+    """Write which test images excite the units of a layer most."""
+    arguments, dataset = scene.arguments, scene.dataset
+    layer, count = arguments.layer or BLOCK_COUNT, check_units(scene)
     units = explain.find_units(
         scene.cnn,
         dataset.test_images,
@@ -488,8 +498,8 @@ PICTURES: dict[str, Callable[[Scene], list[Path]]] = {
     "embedding": make_embedding,
     "training": make_training,
 }
-# Those that are about one picture, and need no dataset when it is a file.
-PICTURES_OF_AN_IMAGE = {"kernel_grid", "image_transform_grid", "feature_progression"}
+# Those that are about one image, and need no dataset when that is a file.
+PICTURES_OF_ONE_IMAGE = ["kernel_grid", "image_transform_grid", "feature_progression"]
 
 
 if __name__ == "__main__":

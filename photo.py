@@ -6,6 +6,7 @@ section 2 (https://arxiv.org/abs/1708.07747).
 """
 
 import math
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,7 +46,8 @@ def read_photo(source: Path | BinaryIO, name: str) -> Image.Image:
     if isinstance(source, Path) and not source.is_file():
         raise UserMistake(f"{name}: there is no such file")
     try:
-        with Image.open(source) as image:
+        # Pillow warns of what it mends, and of sizes that are refused here anyway.
+        with warnings.catch_warnings(action="ignore"), Image.open(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserMistake(
                     f"{name}: {image.width} × {image.height} pixels are too many, at most "

@@ -141,7 +141,7 @@ BEST_RECIPES = {
     "cnn": replace(
         RECIPES["cnn"],
         model={"channels": (64, 128, 256), "widths": (256, 128), "dropout": 0.3},
-        epochs=20,
+        epochs=40,
         cutout=7,
     ),
 }

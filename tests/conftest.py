@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torchvision.datasets import FashionMNIST
 
 import data
 import synthetic
+from training import RECIPES, Trainer, checkpoint_content, save_recording, write_tensors
 
 # The folder that holds FashionMNIST/raw; the tests on real data are skipped where there is none.
 REAL_DATA = Path(os.environ.get("FASHION_MNIST_DIR", Path(__file__).parent.parent / "data"))
@@ -65,6 +67,20 @@ def tiny_dataset(drawn):
         mean=mean,
         std=std,
     )
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory, tiny_dataset):
+    """A folder with both models, trained for some epochs on the stand-in, and a recording."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name, recipe in RECIPES.items():
+        short = replace(recipe, epochs=4, batch_size=50)
+        trainer = Trainer(name, tiny_dataset, short, 0, torch.float32, record=name == "cnn")
+        while not trainer.finished:
+            trainer.train_epoch()
+        write_tensors(folder / f"{name}.pt", checkpoint_content(trainer))
+    save_recording(trainer, folder / "recording.pt")
+    return folder
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from PIL import Image
 
 import fashionmnist
 from data import CLASS_NAMES
+from training import load_checkpoint, load_recording
 
 PROJECT = Path(__file__).parent.parent
 PICTURES = {
@@ -470,6 +471,8 @@ def worker_of(launcher):
         ("--mirror", "not an address"),
         ("--epoch", "3"),
         ("--nonsense", "3"),
+        ("--record", "--runs=2"),
+        ("--record", "--models=ffn"),
     ],
 )
 def test_wrong_argument_is_refused_before_anything_is_touched(tmp_path, capsys, option, value):
@@ -559,6 +562,14 @@ def test_best_networks_have_the_same_layers_and_the_cnn_more_kernels(capsys):
     assert totals[1][0] >= totals[0][0] and totals[1][1] > totals[0][1]
 
 
+def test_record_writes_what_kernel_vis_moves(tmp_path, quick_drawing, capsys):
+    assert run(*QUICK, "--models", "cnn", "--record", "--out", tmp_path) == 0
+    assert str(tmp_path / "recording.pt") in capsys.readouterr().out
+    checkpoint = load_checkpoint(tmp_path / "cnn.pt", "cnn")
+    recording = load_recording(tmp_path / "recording.pt", checkpoint)
+    assert recording.steps[0] == 0 and recording.steps_per_epoch * 2 == recording.steps[-1]
+
+
 def test_help_names_every_option_and_default(capsys):
     with pytest.raises(SystemExit) as stop:
         run("--help")
@@ -570,7 +581,7 @@ def test_help_names_every_option_and_default(capsys):
 
 
 def test_importing_does_nothing(tmp_path):
-    modules = "fashionmnist, kernel_vis, data, synthetic, ffn, cnn, training, plots"
+    modules = ", ".join(sorted(path.stem for path in PROJECT.glob("*.py")))
     result = subprocess.run(
         [sys.executable, "-c", f"import {modules}"],
         cwd=tmp_path,

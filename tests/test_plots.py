@@ -217,37 +217,6 @@ def test_no_suspects_are_said_to_be_none(tiny_dataset):
     assert "none" in plots.draw_suspects([], tiny_dataset).texts[-1].get_text()
 
 
-def test_kernels_share_one_symmetric_scale_and_carry_their_numbers():
-    kernels = np.random.default_rng(0).normal(size=(12, 3, 3))
-    kernels[5, 1, 1] = -7
-    figure = plots.draw_kernels(kernels, range(20, 32), "title")
-    tiles = panels(figure)
-    assert [axes.get_title() for axes in tiles] == [str(n) for n in range(20, 32)]
-    assert {axes.images[0].get_clim() for axes in tiles} == {(-7, 7)}
-    for axes, kernel in zip(tiles, kernels, strict=True):
-        assert (axes.images[0].get_array() == kernel).all()
-    assert figure.axes[-1].get_ylabel() == "weight"
-
-
-def test_image_transform_shows_the_picture_and_all_maps_on_one_symmetric_scale():
-    generator = np.random.default_rng(0)
-    image = generator.integers(0, 256, (28, 28), dtype=np.uint8)
-    maps = generator.normal(size=(12, 28, 28))
-    picture, *tiles = panels(plots.draw_image_transform(image, maps, range(12), "title"))
-    assert (picture.images[0].get_array() == image).all()
-    assert len(tiles) == 12
-    ((low, high),) = {axes.images[0].get_clim() for axes in tiles}
-    assert low == -high and np.mean(np.abs(maps) > high) == pytest.approx(0.005, abs=1e-3)
-
-
-def test_progression_shows_the_maps_that_vary_most():
-    maps = np.zeros((20, 14, 14))
-    maps[7, 3, 3], maps[11, 2, 2], maps[4] = 5, 9, 50  # map 4 is high, but the same everywhere
-    figure = plots.draw_progression(np.zeros((28, 28), np.uint8), [maps], "title")
-    _, first, second, *_ = panels(figure)
-    assert (first.get_title(), second.get_title()) == ("11", "7")
-
-
 # Style and files
 
 
@@ -285,7 +254,6 @@ def test_nothing_is_cut_off(predictions):
         plots.draw_comparison(make_comparison(1)),
         plots.draw_comparison(make_comparison(3)),
         plots.draw_series({"ffn": [HISTORY] * 2, "cnn": [HISTORY] * 2}, TITLE),
-        plots.draw_kernels(np.ones((32, 3, 3)), range(32), "title"),
     ):
         with matplotlib.rc_context(plots.STYLE):
             figure.draw_without_rendering()

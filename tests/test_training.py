@@ -1,6 +1,7 @@
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -26,11 +27,11 @@ SMALL = {
 }
 
 
-def make_trainer(name, dataset, seed=0, precision=torch.float32, **settings):
+def make_trainer(name, dataset, seed=0, precision=torch.float32, record=False, **settings):
     recipe = replace(
         RECIPES[name], **{"model": SMALL[name], "epochs": 3, "batch_size": 64, **settings}
     )
-    return Trainer(name, dataset, recipe, seed, precision)
+    return Trainer(name, dataset, recipe, seed, precision, record=record)
 
 
 def train_to_the_end(trainer):
@@ -242,6 +243,70 @@ def test_resuming_from_a_damaged_file_is_refused(tiny_dataset, tmp_path):
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(UserMistake, match="damaged"):
         trainer.resume(path)
+
+
+# Recording
+
+
+def test_recording_holds_the_kernels_from_first_step_to_last(tiny_dataset, tmp_path):
+    trainer = make_trainer("cnn", tiny_dataset, record=True)
+    untrained = trainer.model.blocks[0].conv.weight.detach().clone()
+    train_to_the_end(trainer)
+    training.save_recording(trainer, tmp_path / "recording.pt")
+    write_tensors(tmp_path / "cnn.pt", checkpoint_content(trainer))
+    checkpoint = load_checkpoint(tmp_path / "cnn.pt", "cnn")
+    recording = training.load_recording(tmp_path / "recording.pt", checkpoint)
+    assert recording.steps == list(range(trainer.total_steps + 1))  # fewer steps than frames
+    assert recording.steps_per_epoch == trainer.steps
+    assert recording.kernels[0].equal(untrained)
+    assert recording.kernels[-1].equal(trainer.averaged.blocks[0].conv.weight)
+
+
+def test_many_steps_are_recorded_often_at_first_and_seldom_later():
+    steps = sorted(training.recorded_steps(100_000))
+    gaps = np.diff(steps)
+    assert (steps[0], steps[-1]) == (0, 100_000)
+    assert len(steps) == training.RECORDED_FRAMES + 1 and (np.diff(gaps) >= 0).all()
+
+
+def test_recording_changes_no_weight(tiny_dataset):
+    plain, recorded = (
+        train_to_the_end(make_trainer("cnn", tiny_dataset, epochs=1, record=record))
+        for record in (False, True)
+    )
+    assert not plain.frames and recorded.frames
+    assert_same(plain, recorded)
+
+
+def test_resumed_recording_is_that_of_a_training_never_stopped(tiny_dataset, tmp_path):
+    whole = train_to_the_end(make_trainer("cnn", tiny_dataset, record=True))
+    first = make_trainer("cnn", tiny_dataset, record=True)
+    first.train_epoch()
+    first.save(tmp_path / "resume.pt")
+    second = make_trainer("cnn", tiny_dataset, record=True)
+    second.resume(tmp_path / "resume.pt")
+    train_to_the_end(second)
+    assert list(second.frames) == list(whole.frames)
+    assert all(second.frames[step].equal(whole.frames[step]) for step in whole.frames)
+
+
+def test_recording_that_would_lack_its_beginning_is_refused(tiny_dataset, tmp_path):
+    make_trainer("cnn", tiny_dataset).save(tmp_path / "resume.pt")
+    with pytest.raises(UserMistake, match="--record"):
+        make_trainer("cnn", tiny_dataset, record=True).resume(tmp_path / "resume.pt")
+
+
+def test_recording_of_another_training_is_none_and_a_damaged_one_an_error(
+    tiny_dataset, trained_folder, tmp_path
+):
+    write_tensors(tmp_path / "cnn.pt", checkpoint_content(make_trainer("cnn", tiny_dataset, 5)))
+    other = load_checkpoint(tmp_path / "cnn.pt", "cnn")
+    assert training.load_recording(trained_folder / "recording.pt", other) is None
+    assert training.load_recording(tmp_path / "recording.pt", other) is None
+    for content in ({}, {"steps": [0], "kernels": 5, "steps_per_epoch": 1}):
+        write_tensors(tmp_path / "recording.pt", content)
+        with pytest.raises(UserMistake, match="no recording"):
+            training.load_recording(tmp_path / "recording.pt", other)
 
 
 # Checkpoints
