@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from benchmark import GROWTH_STEPS, SEED, add_common_arguments, load_real_data, time_steps
 from comparison import compare_paired, summarize_values
-from data import Dataset, prepare_folder
+from data import Dataset
 from fashionmnist import (
     Parser,
     collect_versions,
@@ -30,6 +30,7 @@ from fashionmnist import (
     run_script,
     write_json,
 )
+from files import prepare_folder
 from layers import Dropout
 from muon import Muon
 from training import MODELS, RECIPES, Trainer, choose_device, choose_precision, set_malloc

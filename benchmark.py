@@ -28,7 +28,7 @@ from torchvision import datasets, transforms
 from tqdm import tqdm
 
 import plots
-from data import FASHION_MNIST, IMAGE_SIZE, Dataset, WorldFault, load_dataset, prepare_folder
+from data import FASHION_MNIST, IMAGE_SIZE, Dataset, load_dataset
 from fashionmnist import (
     Parser,
     collect_versions,
@@ -39,6 +39,7 @@ from fashionmnist import (
     warn,
     write_json,
 )
+from files import WorldFault, prepare_folder
 from training import (
     MODELS,
     RECIPES,

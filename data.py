@@ -1,16 +1,15 @@
-"""The pictures: find, verify, split, normalise and augment them.
-
-The module lowest in the chain also holds what every other one needs: the two errors that end a
-script in words, and the function that writes a file whole or not at all.
-"""
+"""The pictures: find, verify, split, normalise and augment them."""
 
 import contextlib
 import errno
 import http.client
 import os
 import shutil
-import socket
+import signal
 import tempfile
+import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +20,10 @@ from torch import Tensor
 from torchvision.datasets import MNIST, FashionMNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import calculate_md5, check_integrity
+from tqdm import tqdm
 
 import synthetic
+from files import WorldFault, keep_folder
 
 IMAGE_SIZE = 28  # pixels, both ways
 CLASS_NAMES = tuple(FashionMNIST.classes)
@@ -57,61 +58,18 @@ MNIST_MD5 = {md5 for _, md5 in MNIST.resources} | {
     "2646ac647ad5339dbf082846283269ea",
     "27ae3e4e09519cfbb04c329615203637",
 }
+# Bounds of a download. The largest archive has 26,421,880 bytes; slower than this it would take
+# nine hours.
+MAX_ARCHIVE_BYTES = 30_000_000
+MIN_BYTES_PER_SECOND = 800
+PIECE_BYTES = 1 << 16
+STAGING = ".incoming-"  # how folders with files that are not yet verified are called
 # What an operating system says when the disk, and not the network, is at fault.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-class UserMistake(Exception):
-    """Something was asked for that cannot be: says what, and what to do; exit status 2."""
-
-    exit_status = 2
-
-
-class WorldFault(Exception):
-    """Disk, network, data or numbers failed: says what, and what to do; exit status 1."""
-
-    exit_status = 1
-
-
 class NoSource(WorldFault):
     """No network address delivered the dataset."""
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a reader sees the old content or the new, never a part.
-
-    Raises:
-        WorldFault: when it cannot be written; what stood there before still stands.
-    """
-    # One fixed name beside the target: what a killed run leaves, the next one overwrites.
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise WorldFault(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def prepare_folder(folder: Path) -> None:
-    """Make the folder that results go to and try it out, before hours are spent on them.
-
-    Raises:
-        WorldFault: when it cannot be made or nothing can be written there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise WorldFault(
-            f"cannot write to the output folder {folder}: {error.strerror or error}; "
-            "name another one with --out"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -165,9 +123,10 @@ def load_dataset(
             where neither disk nor network has any of it.
         data_dir: holds, or will hold, FashionMNIST/raw with the four files.
         mirror: address tried before torchvision's own, or None.
-        timeout: seconds that one read from the network may take.
+        timeout: seconds to wait for an answer from the network, see _download.
         limit: train on the first so many images of the training part only; None for all.
-        warn: told, in one line, when the stand-in takes the place of the real data.
+        warn: told when the stand-in takes the place of the real data, or another process is waited
+            for.
 
     Raises:
         WorldFault: when Fashion-MNIST is wanted or there, but cannot be had whole.
@@ -175,7 +134,7 @@ def load_dataset(
     name = SYNTHETIC if choice == SYNTHETIC else FASHION_MNIST
     if name == FASHION_MNIST:
         try:
-            train, test = load_fashion_mnist(data_dir, mirror, timeout)
+            train, test = load_fashion_mnist(data_dir, mirror, timeout, warn)
         except NoSource as error:
             if choice == FASHION_MNIST or _any_file_exists(_raw_folder(data_dir)):
                 raise
@@ -202,7 +161,10 @@ def load_dataset(
 
 
 def load_fashion_mnist(
-    data_dir: Path, mirror: str | None = None, timeout: float = 20
+    data_dir: Path,
+    mirror: str | None = None,
+    timeout: float = 20,
+    say: Callable[[str], None] = print,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return (images, labels) of the training file and of the test file, after verifying both.
 
@@ -210,6 +172,7 @@ def load_fashion_mnist(
         data_dir: see load_dataset.
         mirror: see load_dataset.
         timeout: see load_dataset.
+        say: told, in one line, when another process prepares the files and is waited for.
 
     Returns:
         uint8 (60000, 28, 28) with int64 (60000,), and uint8 (10000, 28, 28) with int64 (10000,).
@@ -218,10 +181,9 @@ def load_fashion_mnist(
         WorldFault: when a file is damaged, missing or MNIST's and cannot be replaced.
     """
     raw = _raw_folder(data_dir)
-    damaged = [name for name, md5 in EXTRACTED_MD5.items() if not _is_intact(raw / name, md5)]
-    if damaged:
+    if _damaged_files(raw):
         _refuse_plain_mnist(raw)
-        _restore(raw, damaged, mirror, timeout)
+        _restore(raw, mirror, timeout, say)
     # The class FashionMNIST would read an unverified `processed` folder of an old torchvision
     # first, so its readers are called on the files just verified.
     train, test = (
@@ -232,6 +194,11 @@ def load_fashion_mnist(
         for part in ("train", "t10k")
     )
     return train, test
+
+
+def _damaged_files(raw: Path) -> list[str]:
+    """Return the names of the extracted files that are missing or not what they should be."""
+    return [name for name, md5 in EXTRACTED_MD5.items() if not _is_intact(raw / name, md5)]
 
 
 def _raw_folder(data_dir: Path) -> Path:
@@ -265,11 +232,12 @@ def _refuse_plain_mnist(raw: Path) -> None:
                 )
 
 
-def _restore(raw: Path, damaged: list[str], mirror: str | None, timeout: float) -> None:
+def _restore(raw: Path, mirror: str | None, timeout: float, say: Callable[[str], None]) -> None:
     """Bring the four files into the folder, from good archives there or from the network.
 
-    torchvision downloads and extracts in a folder beside it, from which only verified files move
-    over: at no time is there a half-written one under a name that counts.
+    They are downloaded and extracted in a folder beside it, from which only verified files move
+    over: at no time is there a half-written one under a name that counts. Another process that does
+    the same is waited for.
 
     Raises:
         NoSource: when a file is missing or damaged and no address delivers it.
@@ -277,14 +245,18 @@ def _restore(raw: Path, damaged: list[str], mirror: str | None, timeout: float) 
     """
     try:
         raw.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=raw.parent, prefix=".incoming-") as staging:
-            staged = _raw_folder(Path(staging))
+        with keep_folder(raw.parent, say), _staging_folder(raw.parent) as staging:
+            # Whoever had the folder until now may have done it all.
+            damaged = _damaged_files(raw)
+            if not damaged:
+                return
+            staged = _raw_folder(staging)
             staged.mkdir(parents=True)
             for archive, md5 in FashionMNIST.resources:
                 if _is_intact(raw / archive, md5):
                     shutil.copyfile(raw / archive, staged / archive)
             try:
-                _fetch(Path(staging), raw, damaged, mirror, timeout)
+                _fetch(staging, raw, damaged, mirror, timeout)
             finally:
                 # What did arrive need not be downloaded again.
                 for archive, md5 in FashionMNIST.resources:
@@ -294,6 +266,15 @@ def _restore(raw: Path, damaged: list[str], mirror: str | None, timeout: float) 
                 _move(staged / name, raw)
     except OSError as error:
         raise WorldFault(f"cannot write to {raw}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _staging_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder for unverified files, without those that killed processes left."""
+    for litter in parent.glob(f"{STAGING}*"):
+        shutil.rmtree(litter, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=STAGING) as staging:
+        yield Path(staging)
 
 
 def _move(path: Path, folder: Path) -> None:
@@ -307,22 +288,22 @@ def _move(path: Path, folder: Path) -> None:
 def _fetch(
     staging: Path, raw: Path, damaged: list[str], mirror: str | None, timeout: float
 ) -> None:
-    """Let torchvision download and extract what is missing in staging, one address after the other.
+    """Download what is missing in staging, one address after the other; let torchvision extract.
 
     Raises:
         NoSource: when none delivers, with what each one answered.
         OSError: when the disk is at fault.
     """
     addresses = ([mirror.rstrip("/") + "/"] if mirror else []) + FashionMNIST.mirrors
+    staged = _raw_folder(staging)
     answers = []
     for address in addresses:
-        # torchvision takes its addresses from the class, and the folder's name from the class's.
-        source = type("FashionMNIST", (FashionMNIST,), {"mirrors": [address]})
         try:
-            with _network_timeout(timeout):
-                source(staging, download=True)
+            for archive, md5 in FashionMNIST.resources:
+                if not _is_intact(staged / archive, md5):
+                    _download(address + archive, staged / archive, md5, timeout)
             break
-        except (OSError, RuntimeError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise
             reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -335,20 +316,71 @@ def _fetch(
             f"{', '.join(archive for archive, _ in FashionMNIST.resources)} into {raw}, or name "
             "an address that has them with --mirror URL."
         )
+    # All archives are there and verified, so this only extracts; from a subclass of another name
+    # torchvision would take another folder.
+    FashionMNIST(str(staging), download=True)
     for name, md5 in EXTRACTED_MD5.items():
-        if calculate_md5(_raw_folder(staging) / name) != md5:
+        if calculate_md5(staged / name) != md5:
             raise WorldFault(f"{name} came out damaged from its archive; run the command again")
 
 
+def _download(address: str, path: Path, md5: str, timeout: float) -> None:
+    """Download one archive and verify it, within bounds of time and size.
+
+    torchvision's own download waits for ever, for any number of bytes.
+
+    Args:
+        address: of the archive.
+        path: where to write it; what is there without verification counts for nothing.
+        md5: that it must have.
+        timeout: seconds until the answer begins, and between any two pieces of it; after so many a
+            server slower than MIN_BYTES_PER_SECOND is given up as well.
+
+    Raises:
+        OSError, http.client.HTTPException: from network or disk.
+        ValueError: when what comes is not the archive.
+    """
+    with _deadline(timeout):
+        response = urllib.request.urlopen(address, timeout=timeout)
+    total = int(response.headers.get("Content-Length") or 0) or None
+    bar = tqdm(total=total, desc=path.name, unit="B", unit_scale=True, leave=False, disable=None)
+    with response, path.open("wb") as file, bar:
+        start, received = time.monotonic(), 0
+        while piece := response.read1(PIECE_BYTES):
+            received += len(piece)
+            seconds = time.monotonic() - start
+            if received > MAX_ARCHIVE_BYTES:
+                raise ValueError(f"{path.name} has more than {MAX_ARCHIVE_BYTES:,} bytes")
+            if seconds > timeout and received < MIN_BYTES_PER_SECOND * seconds:
+                raise TimeoutError(f"{path.name}: only {received:,} bytes in {seconds:.0f} s")
+            file.write(piece)
+            bar.update(len(piece))
+    arrived = calculate_md5(path)
+    if arrived != md5:
+        kind = "plain MNIST" if arrived in MNIST_MD5 else "not the file it should be"
+        raise ValueError(f"{path.name} came with MD5 {arrived}, which is {kind}")
+
+
 @contextlib.contextmanager
-def _network_timeout(seconds: float) -> Iterator[None]:
-    """Bound every read from the network: torchvision's own download would wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+def _deadline(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError after so many seconds, in the main thread of a system that has alarms.
+
+    A socket's time-out is for each single read, and a server may drip its answer byte by byte.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() != threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        socket.setdefaulttimeout(before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def split_indices(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from data import CLASS_NAMES, write_file
+from data import CLASS_NAMES
 from explain import KernelKind, Progression, Unit
+from files import write_file
 from plots import DIVERGING, GREY, MODEL_COLOURS, SEQUENTIAL, STYLE, VERMILION, hide_axes, styled
 
 TILES_PER_ROW = 8  # of kernels and of what they see: 32 or 64 tiles fill a page well

@@ -7,11 +7,13 @@ models to the folder outputs.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import math
 import platform
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,17 +32,8 @@ from tqdm import tqdm
 
 import plots
 from comparison import calibrate, compare, find_suspects, probabilities_of, suspects_csv
-from data import (
-    CLASS_NAMES,
-    FASHION_MNIST,
-    SYNTHETIC,
-    Dataset,
-    UserMistake,
-    WorldFault,
-    load_dataset,
-    prepare_folder,
-    write_file,
-)
+from data import CLASS_NAMES, FASHION_MNIST, SYNTHETIC, Dataset, load_dataset
+from files import UserMistake, WorldFault, keep_folder, prepare_folder, write_file
 from runs import Run, Workers, find_run, keep_run, run_path, score
 from training import (
     BEST_RECIPES,
@@ -68,7 +61,7 @@ MAX_RUNS = 10_000
 MAX_TIMEOUT = 3600  # seconds
 MIN_BATCH_SIZE = 2  # batch norm has nothing to average over in one image
 RECORDING = "recording.pt"  # where kernel_vis.py looks for it, beside cnn.pt
-INTERRUPTED = 130  # the shell's exit status after Ctrl-C
+INTERRUPTED, TERMINATED = 130, 143  # the shell's exit statuses after Ctrl-C and SIGTERM
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,13 +86,16 @@ def tell_story(argv: Sequence[str] | None) -> None:
 
     teacher = load_checkpoint(arguments.teacher, "cnn") if arguments.teacher else None
 
-    with Workers(device) as workers, speaking(workers.leads):
+    with (
+        Workers(device) as workers,
+        speaking(workers.leads),
+        output_folder(arguments.out, workers),
+    ):
         if workers.size > 1 and arguments.runs == 1:
             raise UserMistake(
                 f"{workers.size} processes have one run of each model to share: give --runs N, "
                 "or start the script without torchrun"
             )
-        prepare_folder(arguments.out)
         dataset = workers.share(lambda: load_data(arguments)).to(workers.device)
         print_dataset(dataset)
         if arguments.runs == 1:
@@ -127,12 +123,29 @@ def speaking(aloud: bool) -> AbstractContextManager:
     return nullcontext() if aloud else redirect_stdout(io.StringIO())
 
 
+@contextlib.contextmanager
+def output_folder(folder: Path, workers: Workers) -> Iterator[None]:
+    """Make the folder of the results and keep it for this run; see files.keep_folder."""
+    prepare_folder(folder)
+    with keep_folder(folder) if workers.leads else nullcontext():
+        yield
+
+
 def run_script(story: Callable[[], None]) -> int:
     """Run a script's story; turn the errors that a user can act on into words and an exit status.
 
     Returns:
-        0; 2 for a user's mistake; 1 when disk, network, data or numbers failed; 130 after Ctrl-C.
+        0; 2 for a user's mistake; 1 when disk, network, data or numbers failed; 130 after Ctrl-C,
+        143 after SIGTERM.
     """
+    status = INTERRUPTED
+
+    def end_like_ctrl_c(*_: object) -> NoReturn:
+        nonlocal status
+        status = TERMINATED
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end_like_ctrl_c)
     try:
         story()
     except (UserMistake, WorldFault) as error:
@@ -140,7 +153,9 @@ def run_script(story: Callable[[], None]) -> int:
         return error.exit_status
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted{interrupt}", file=sys.stderr)
-        return INTERRUPTED
+        return status
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

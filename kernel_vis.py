@@ -20,16 +20,10 @@ import explain
 import explain_plots
 import plots
 from cnn import BLOCK_COUNT
-from data import (
-    CLASS_NAMES,
-    TITLES,
-    Dataset,
-    UserMistake,
-    load_dataset,
-    prepare_folder,
-)
+from data import CLASS_NAMES, TITLES, Dataset, load_dataset
 from explain_plots import Explanation
 from fashionmnist import RECORDING, Parser, number_type, print_files, run_script, warn
+from files import UserMistake, prepare_folder
 from photo import prepare, read_photo
 from training import Checkpoint, load_checkpoint, load_recording
 

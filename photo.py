@@ -13,7 +13,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
-from data import IMAGE_SIZE, UserMistake, WorldFault
+from data import IMAGE_SIZE
+from files import UserMistake, WorldFault
 
 Colour = tuple[int, int, int]  # red, green, blue, from 0 to 255
 

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from comparison import CALIBRATION_BINS, Calibration, Suspect
-from data import CLASS_NAMES, Dataset, write_file
+from data import CLASS_NAMES, Dataset
+from files import write_file
 
 # The palette of Okabe and Ito (https://jfly.uni-koeln.de/color), made for colour-blind readers.
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"

@@ -17,10 +17,11 @@ import numpy as np
 from PIL import Image
 
 import plots
-from data import CLASS_NAMES, TITLES, UserMistake, WorldFault, prepare_folder
+from data import CLASS_NAMES, TITLES
 from explain import class_probabilities, occlusion
 from explain_plots import PictureReport, draw_reports
 from fashionmnist import Parser, run_script, warn
+from files import UserMistake, WorldFault, prepare_folder
 from photo import prepare, read_photo
 from training import MODELS, Checkpoint, load_checkpoint
 

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data import Dataset, UserMistake, WorldFault, write_file
+from data import Dataset
+from files import UserMistake, WorldFault, write_file
 from training import (
     MODELS,
     Evaluation,

@@ -14,6 +14,7 @@ import os
 import pickle
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -34,15 +35,13 @@ from data import (
     IMAGE_SIZE,
     TITLES,
     Dataset,
-    UserMistake,
-    WorldFault,
     augment,
     cut_out,
     normalize,
     pad,
-    write_file,
 )
 from ffn import FFN
+from files import UserMistake, WorldFault, write_file
 from muon import Muon
 
 MODELS: dict[str, type[FFN] | type[CNN]] = {"ffn": FFN, "cnn": CNN}
@@ -158,6 +157,9 @@ RECORDED_FRAMES = 100
 # makes it twice as fast as with 1,000.
 EVALUATION_BATCH_SIZE = 250
 
+
+# The largest file that is read: a hundred times what the networks here need.
+MAX_CHECKPOINT_BYTES = 1_000_000_000
 
 # Numbers of two settings in glibc's malloc.h, see mallopt(3).
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
@@ -714,8 +716,12 @@ def load_checkpoint(path: Path, expected: str) -> Checkpoint:
     if name in MODELS and name != expected:
         raise UserMistake(f"{path} holds model {name}, and {expected} is needed")
     try:
-        model = MODELS[name](**state["arguments"]).to(memory_format=torch.channels_last)
-        model.load_state_dict(state["weights"])
+        # Without memory of its own until the weights fit: the arguments may ask for any size.
+        with torch.device("meta"):
+            model = MODELS[name](**state["arguments"])
+        kinds = [value.dtype for value in model.state_dict().values()]
+        model.load_state_dict(state["weights"], assign=True)
+        model.to(memory_format=torch.channels_last)
         checkpoint = Checkpoint(
             name=name,
             model=model.eval(),
@@ -731,6 +737,7 @@ def load_checkpoint(path: Path, expected: str) -> Checkpoint:
             checkpoint.dataset in TITLES
             and len(checkpoint.class_names) == CLASS_COUNT
             and checkpoint.std > 0
+            and kinds == [value.dtype for value in model.state_dict().values()]
             and all(tensor.isfinite().all() for tensor in numbers)
         )
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
@@ -810,11 +817,16 @@ def read_tensors(path: Path) -> dict[str, Any]:
         WorldFault: when it cannot be read.
     """
     try:
+        size = path.stat().st_size
+        if size > MAX_CHECKPOINT_BYTES:
+            raise UserMistake(f"{path} has {size:,} bytes, which is no checkpoint of this project")
         content = path.read_bytes()
     except OSError as error:
         raise WorldFault(f"cannot read {path}: {error.strerror or error}") from error
     try:
+        _check_sizes(content)
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        usable = isinstance(state, dict) and all(map(_is_stored_whole, _tensors_in(state)))
     except pickle.UnpicklingError as error:
         raise UserMistake(
             f"{path} is damaged, or holds something that is not data and was not loaded"
@@ -822,9 +834,31 @@ def read_tensors(path: Path) -> dict[str, Any]:
     # A damaged file can fail in any way: torch's reader promises no kind of error.
     except Exception as error:
         raise UserMistake(_not_a_checkpoint(path)) from error
-    if not isinstance(state, dict):
+    if not usable:
         raise UserMistake(_not_a_checkpoint(path))
     return state
+
+
+def _check_sizes(content: bytes) -> None:
+    """Raise ValueError when a file unpacks to more than it holds: torch.save never packs."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > len(content):
+            raise ValueError("the entries are larger than the file")
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield all tensors in nested dictionaries and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from (tensor for part in value.values() for tensor in _tensors_in(part))
+    elif isinstance(value, list | tuple):
+        yield from (tensor for part in value for tensor in _tensors_in(part))
+
+
+def _is_stored_whole(tensor: Tensor) -> bool:
+    """Whether a file holds all of a tensor's elements; if not, copying it could fill the memory."""
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def format_duration(seconds: float) -> str:

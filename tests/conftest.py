@@ -25,6 +25,10 @@ REAL_DATA = Path(os.environ.get("FASHION_MNIST_DIR", Path(__file__).parent.paren
 CLOSED_ADDRESS = "http://127.0.0.1:9/"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="run the fault trials in their long form")
+
+
 @pytest.fixture
 def real_archives(tmp_path):
     """A data folder of the test's own with the four real archives."""

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 import benchmark
-from data import WorldFault
+from files import WorldFault
 from muon import ITERATIONS
 from training import MODELS, RECIPES, Trainer
 

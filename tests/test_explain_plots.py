@@ -7,9 +7,10 @@ from PIL import Image
 
 import explain_plots
 import plots
-from data import CLASS_NAMES, WorldFault
+from data import CLASS_NAMES
 from explain import KernelKind, Progression, Unit
 from explain_plots import Explanation, PictureReport
+from files import WorldFault
 
 
 def panels(figure):

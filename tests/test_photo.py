@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 import photo
-from data import UserMistake
+from files import UserMistake
 
 TROUSERS = [(150, 100), (350, 100), (380, 650), (280, 650), (250, 250), (220, 650), (120, 650)]
 

@@ -7,7 +7,8 @@ from PIL import Image
 
 import plots
 from comparison import Suspect, calibrate, summarize_values
-from data import CLASS_NAMES, WorldFault
+from data import CLASS_NAMES
+from files import WorldFault
 
 TITLE = "drawn stand-in, not Fashion-MNIST"
 HISTORY = [

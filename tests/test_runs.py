@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import runs
-from data import UserMistake
+from files import UserMistake
 from runs import Workers, find_run, keep_run, run_path, score
 from training import RECIPES, Trainer, load_checkpoint
 

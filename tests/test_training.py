@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import training
-from data import UserMistake, WorldFault
+from files import UserMistake, WorldFault
 from training import (
     RECIPES,
     Trainer,
