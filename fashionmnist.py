@@ -59,6 +59,7 @@ MAX_BATCH_SIZE = 55_000  # the training part of Fashion-MNIST
 MAX_SEED = 2**63 - 1 - 10_000  # what torch's generators take, less the runs
 MAX_RUNS = 10_000
 MAX_TIMEOUT = 3600  # seconds
+MAX_EPOCH_ROWS = 250  # that anybody reads
 MIN_BATCH_SIZE = 2  # batch norm has nothing to average over in one image
 RECORDING = "recording.pt"  # where kernel_vis.py looks for it, beside cnn.pt
 INTERRUPTED, TERMINATED = 130, 143  # the shell's exit statuses after Ctrl-C and SIGTERM
@@ -146,11 +147,17 @@ def run_script(story: Callable[[], None]) -> int:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end_like_ctrl_c)
+    # A file's name need not be text, and is printed all the same.
+    with contextlib.suppress(AttributeError):  # of a stream that is no terminal's or file's
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         story()
     except (UserMistake, WorldFault) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WorldFault.exit_status
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted{interrupt}", file=sys.stderr)
         return status
@@ -469,7 +476,9 @@ def train_series(
 
 
 def train(trainer: Trainer, resume_path: Path, arguments: argparse.Namespace) -> None:
-    """Train one model to the end, with a row an epoch and a file to resume from after each.
+    """Train one model to the end, with a file to resume from and a row after each epoch.
+
+    Of very many epochs not every one has a row.
 
     Raises:
         UserMistake, WorldFault: see Trainer.
@@ -490,6 +499,7 @@ def train(trainer: Trainer, resume_path: Path, arguments: argparse.Namespace) ->
     if trainer.finished:
         return
     started_with = len(trainer.history)
+    rows_apart = math.ceil(recipe.epochs / MAX_EPOCH_ROWS)
     print(
         f"{'epoch':>9}  {'train loss':>10}  {'val loss':>8}  {'train acc':>9}  {'val acc':>7}  "
         f"{'learn rate':>10}  {'seconds':>7}  time left"
@@ -500,6 +510,8 @@ def train(trainer: Trainer, resume_path: Path, arguments: argparse.Namespace) ->
             trainer.save(resume_path)
             seconds = trainer.epoch_seconds[started_with:]
             left = sum(seconds) / len(seconds) * (recipe.epochs - entry["epoch"])
+            if entry["epoch"] % rows_apart and not trainer.finished:
+                continue
             print(
                 f"{entry['epoch']:>4}/{recipe.epochs:<4}  {entry['train_loss']:>10.4f}  "
                 f"{entry['validation_loss']:>8.4f}  {entry['train_accuracy']:>9.2%}  "

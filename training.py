@@ -788,7 +788,11 @@ def load_recording(path: Path, checkpoint: Checkpoint) -> Recording | None:
     try:
         recording = Recording(**read_tensors(path))
         belongs = torch.equal(recording.kernels[-1], checkpoint.model.blocks[0].conv.weight)
-        usable = len(recording.steps) == len(recording.kernels) and recording.steps_per_epoch > 0
+        usable = (
+            len(recording.steps) == len(recording.kernels)
+            and all(isinstance(step, int) for step in recording.steps)
+            and recording.steps_per_epoch > 0
+        )
     except (TypeError, IndexError, AttributeError) as error:
         raise UserMistake(f"{path} is damaged or no recording; remove it") from error
     if not usable or not recording.kernels.isfinite().all():

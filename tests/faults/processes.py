@@ -5,10 +5,13 @@ at once.
 """
 
 import contextlib
+import errno
+import fnmatch
 import multiprocessing
 import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -59,6 +62,20 @@ def run_small(*arguments):
     plots.STYLE["savefig.dpi"] = 20
     small = ["--dataset", "synthetic", "--epochs", "4", "--batch-size", "50"]
     return fashionmnist.main([*small, "--precision", "float32", *map(str, arguments)])
+
+
+def run_small_on_full_disk(pattern, *arguments):
+    """Do the same on a disk that is full when a file of that name is to be written."""
+    sync = os.fsync
+
+    def fail(descriptor):
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        if fnmatch.fnmatch(name, pattern):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    os.fsync = fail
+    return run_small(*arguments)
 
 
 def load_small(resources, md5s, folder, mirror):
