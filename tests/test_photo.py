@@ -1,13 +1,10 @@
 import io
-import os
-import warnings
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 import photo
-from files import UserMistake
 
 TROUSERS = [(150, 100), (350, 100), (380, 650), (280, 650), (250, 250), (220, 650), (120, 650)]
 
@@ -179,72 +176,3 @@ def test_strip_of_one_pixel_is_used(tmp_path):
     strip[3000:7000] = 0
     Image.fromarray(strip).save(tmp_path / "strip.png")
     assert prepare_file(tmp_path / "strip.png").max() > 200
-
-
-# What is refused
-
-
-def as_file(path, content):
-    path.write_bytes(content)
-    return path
-
-
-def encode(image, kind):
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.7])
-def test_truncated_file_is_used_or_refused_in_words(tmp_path, kind, share):
-    generator = np.random.default_rng(0)
-    noisy = Image.fromarray(generator.integers(0, 256, (60, 60, 3), dtype=np.uint8))
-    content = encode(noisy, kind)
-    path = as_file(tmp_path / "cut", content[: int(share * len(content))])
-    with pytest.raises(UserMistake, match=r"cut: the file is (damaged|no picture)"):
-        photo.read_photo(path, "cut")
-
-
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
-def test_damaged_bytes_give_a_picture_or_words(tmp_path, kind, seed):
-    generator = np.random.default_rng(seed)
-    content = np.frombuffer(encode(draw_trousers((9, 9, 9), (250, 250, 250)), kind), np.uint8)
-    content = content.copy()
-    places = generator.integers(0, len(content), 10)
-    content[places] = generator.integers(0, 256, 10)
-    path = as_file(tmp_path / "damaged", content.tobytes())
-    try:
-        assert prepare_file(path).shape == (28, 28)
-    except UserMistake as mistake:
-        assert "damaged" in str(mistake)
-
-
-@pytest.mark.parametrize("content", [b"", b"random bytes" * 500, b"\x89PNG\r\n\x1a\n broken"])
-def test_file_that_is_no_picture_is_refused(tmp_path, content):
-    with pytest.raises(UserMistake, match=r"x\.png: the file is"):
-        prepare_file(as_file(tmp_path / "x.png", content))
-
-
-@pytest.mark.parametrize("size", [(1, 1), (50, 50)])
-def test_picture_of_nothing_but_ground_is_refused(tmp_path, size):
-    Image.new("RGB", size, (7, 99, 200)).save(tmp_path / "plain.png")
-    with pytest.raises(UserMistake, match="nothing but its ground"):
-        prepare_file(tmp_path / "plain.png")
-
-
-@pytest.mark.parametrize("side", [8_000, 10_000, 30_000])
-def test_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, side):
-    Image.new("1", (side, side)).save(tmp_path / "bomb.png")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # one message is enough
-        with pytest.raises(UserMistake, match=r"pixels.*, at most 50,000,000"):
-            prepare_file(tmp_path / "bomb.png")
-
-
-def test_folder_pipe_and_absent_file_are_refused(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "pipe", tmp_path / "absent.png"):
-        with pytest.raises(UserMistake, match="no such file"):
-            photo.read_photo(path, path.name)
