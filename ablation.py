@@ -36,7 +36,7 @@ from muon import Muon
 from training import MODELS, RECIPES, Trainer, choose_device, choose_precision, set_malloc
 
 # Short trainings: what an ingredient brings shows, and the whole takes a quarter of an hour.
-EPOCHS = {"ffn": 6, "cnn": 3}
+EPOCHS = {"ffn": 30, "cnn": 4}
 SEEDS = 3
 TIMING_ROUNDS = 3  # alternations of an ingredient's step with the whole recipe's
 # The other optimizer of the two, with what does best on the validation images.

@@ -9,6 +9,7 @@ import errno
 import fnmatch
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -53,6 +54,8 @@ def _enter(function, arguments, log):
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
+    # A shell lets what it starts in the background ignore Ctrl-C, and so would the tests'.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(function(*arguments))
 
 
@@ -98,6 +101,13 @@ def wait_until(condition, seconds=60):
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+def wait_for_end(process, seconds=60):
+    """Wait for the end of a process and return its exit status; fail where none comes."""
+    process.join(seconds)
+    assert not process.is_alive(), "the process goes on"
+    return process.exitcode
 
 
 @contextlib.contextmanager

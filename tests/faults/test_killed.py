@@ -8,7 +8,17 @@ import time
 
 import pytest
 import torch
-from processes import ended, finish, kill_after, load_real, load_small, run_small, start, wait_until
+from processes import (
+    ended,
+    finish,
+    kill_after,
+    load_real,
+    load_small,
+    run_small,
+    start,
+    wait_for_end,
+    wait_until,
+)
 
 import data
 
@@ -147,8 +157,7 @@ def test_signal_ends_a_training_and_says_how_to_go_on(tmp_path, trial, number, s
     ):
         wait_until((out / "ffn.resume.pt").exists)
         os.kill(process.pid, number)
-        process.join()
-        assert process.exitcode == status
+        assert wait_for_end(process) == status
         printed = log.read_text()
         assert "are saved in" in printed and "--resume" in printed and "Traceback" not in printed
         assert {path.name for path in out.iterdir()} == {"ffn.resume.pt"}
@@ -197,8 +206,6 @@ def test_two_that_extract_at_once_wait_for_each_other(
             (raw / name).unlink(missing_ok=True)
         with trial("two that prepare the data at once"):
             processes = [start(load_small, *arguments) for _ in range(3)]
-            for process in processes:
-                process.join()
-            assert [process.exitcode for process in processes] == [0, 0, 0]
+            assert [wait_for_end(process) for process in processes] == [0, 0, 0]
             assert len(list(raw.iterdir())) == 8
             assert not list(small_folder.rglob(".*"))

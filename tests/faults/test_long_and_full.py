@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import ended, finish, run_small, run_small_on_full_disk, start, wait_until
+from processes import (
+    ended,
+    finish,
+    run_small,
+    run_small_on_full_disk,
+    start,
+    wait_for_end,
+    wait_until,
+)
 
 import data
 from files import WorldFault
@@ -59,8 +67,7 @@ def test_folder_that_vanishes_is_named(tmp_path, trial):
         wait_until((out / "ffn.resume.pt").exists)
         while out.exists():
             shutil.rmtree(out, ignore_errors=True)
-        process.join()
-        assert process.exitcode == 1
+        assert wait_for_end(process) == 1
         assert f"cannot write {out}" in log.read_text() and "Traceback" not in log.read_text()
 
 
