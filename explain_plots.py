@@ -13,7 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
 from data import CLASS_NAMES
@@ -26,6 +26,7 @@ MAPS_PER_BLOCK = 8  # in the feature progression
 # Share of the values that a shared scale may cut off at its ends, so that one outlier does not
 # make all else pale; the colour bar's points say that there are some.
 CLIPPED_PERCENT = 0.5
+CLIPPED_PERCENT_OF_WEIGHTS = 2  # a few first kernels grow many times as large as the rest
 # An edge's direction as one of eight arrows, each for 45 degrees; the others light or dark.
 ARROWS = "→↗↑↖←↙↓↘"
 SIGNS = {("spot", 1): "●", ("spot", -1): "○", ("area", 1): "■", ("area", -1): "□"}
@@ -68,16 +69,19 @@ def draw_kernels(
     figure = Figure(figsize=(2 * 0.78 * columns + 2.2, 0.95 * rows + 1.6))
     figure.suptitle(title)
     figure.supxlabel(LEGEND, fontsize=9, color=GREY)
-    limit = max(np.abs(trained).max(), np.abs(untrained).max())
+    limit = np.percentile(np.abs([trained, untrained]), 100 - CLIPPED_PERCENT_OF_WEIGHTS) or 1
     # The right one has the colour bar beside it, about as wide as a tile and a half.
     parts = figure.subfigures(1, 2, wspace=0.04, width_ratios=(columns, columns + 1.4))
     for part, kernels, head in zip(
-        parts, (untrained, trained), ("before training: chance", "after training"), strict=True
+        parts,
+        (untrained, trained),
+        ("before training: small, and by chance", "after training"),
+        strict=True,
     ):
         part.suptitle(head, fontsize=11)
         panels = part.subplots(rows, columns, squeeze=False)
         mesh = _draw_tiles(panels, kernels, names, DIVERGING, -limit, limit)
-    part.colorbar(mesh, ax=panels, label="weight", aspect=30, shrink=0.9)
+    part.colorbar(mesh, ax=panels, label="weight", aspect=30, shrink=0.9, extend="both")
     return figure
 
 
@@ -317,6 +321,7 @@ def draw_saliency(
             extend="both",
             aspect=30,
             shrink=0.8,
+            ticks=MaxNLocator(4, symmetric=True),  # more would run into each other
             format=PercentFormatter(1, decimals=0 if limit > DECIMALS_BELOW else 1),
         )
         bar.set_label(question)
