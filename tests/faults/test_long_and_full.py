@@ -20,7 +20,7 @@ from processes import (
 import data
 from files import WorldFault
 
-KINDS = (".ffn.resume.pt.*", ".ffn.pt.*", ".metrics.json.*", ".cnn_loss.png.*", ".comparison.png.*")
+KINDS = (".ffn.resume.pt.*", ".metrics.json.*", ".cnn_loss.png.*")
 
 
 @pytest.mark.parametrize("kind", KINDS)
