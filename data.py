@@ -23,7 +23,7 @@ from torchvision.datasets.utils import calculate_md5, check_integrity
 from tqdm import tqdm
 
 import synthetic
-from files import WorldFault, keep_folder
+from files import LOCK, WorldFault, keep_folder
 
 IMAGE_SIZE = 28  # pixels, both ways
 CLASS_NAMES = tuple(FashionMNIST.classes)
@@ -184,6 +184,9 @@ def load_fashion_mnist(
     if _damaged_files(raw):
         _refuse_plain_mnist(raw)
         _restore(raw, mirror, timeout, say)
+    elif _is_littered(raw.parent):
+        with contextlib.suppress(WorldFault):  # where nothing can be tidied, all is well even so
+            _restore(raw, mirror, timeout, say)
     # The class FashionMNIST would read an unverified `processed` folder of an old torchvision
     # first, so its readers are called on the files just verified.
     train, test = (
@@ -199,6 +202,11 @@ def load_fashion_mnist(
 def _damaged_files(raw: Path) -> list[str]:
     """Return the names of the extracted files that are missing or not what they should be."""
     return [name for name, md5 in EXTRACTED_MD5.items() if not _is_intact(raw / name, md5)]
+
+
+def _is_littered(folder: Path) -> bool:
+    """Whether a process is at work in the folder, or was killed there just before it was done."""
+    return (folder / LOCK).exists() or any(folder.glob(f"{STAGING}*"))
 
 
 def _raw_folder(data_dir: Path) -> Path:

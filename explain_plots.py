@@ -40,7 +40,7 @@ OUTLINE = 60  # grey level at which a garment is outlined in a saliency map
 # Ten colours that colour-blind readers can tell apart (Petroff, https://arxiv.org/abs/2107.02270).
 CLASS_COLOURS = matplotlib.color_sequences["petroff10"]
 NAME_LENGTH = 26  # characters of a file's name that fit above a panel
-GIF_DPI = 80
+GIF_DPI = 64
 GIF_FRAME_MS = 90  # a hundred frames take some ten seconds
 GIF_COLOURS, GIF_GREYS = 111, 17  # 128 together: few enough for a small file
 GIF_LAST_MS = 2500  # the last one stays, to be looked at
@@ -388,7 +388,13 @@ def draw_embedding(
             )
         axes.set_title(f"{name.upper()}: {wrong.mean():.1%} wrong", color=MODEL_COLOURS[name])
         hide_axes(axes)
-        axes.set_aspect("equal", adjustable="datalim")
+        low, high = points.min(axis=0), points.max(axis=0)
+        middle, reach = (low + high) / 2, 0.53 * (high - low).max()  # half of all, and a margin
+        axes.set(
+            xlim=(middle[0] - reach, middle[0] + reach),
+            ylim=(middle[1] - reach, middle[1] + reach),
+            aspect="equal",
+        )
     return figure
 
 
@@ -403,13 +409,13 @@ def draw_recording(
         heads: what stands above each frame.
     """
     columns, rows = _grid_shape(len(names))
-    limit = max(np.abs(kernels).max() for kernels in frames)
+    limit = np.percentile(np.abs(frames[-1]), 100 - CLIPPED_PERCENT_OF_WEIGHTS) or 1
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.85 * columns + 1.4, 1.0 * rows + 0.9), dpi=GIF_DPI)
         canvas = FigureCanvasAgg(figure)
         panels = figure.subplots(rows, columns, squeeze=False)
         mesh = _draw_tiles(panels, frames[-1], names, DIVERGING, -limit, limit)
-        figure.colorbar(mesh, ax=panels, label="weight", aspect=30, shrink=0.9)
+        figure.colorbar(mesh, ax=panels, label="weight", aspect=30, shrink=0.9, extend="both")
         title = figure.suptitle(heads[-1])
         canvas.draw()
         figure.set_layout_engine("none")  # nothing moves from frame to frame

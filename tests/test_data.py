@@ -102,6 +102,15 @@ def test_plain_mnist_is_refused_with_those_words(small_folder, monkeypatch, name
         load("auto", small_folder)
 
 
+def test_what_a_process_left_that_was_killed_at_the_very_end_is_cleared_away(small_folder):
+    load("fashion-mnist", small_folder)
+    folder = small_folder / "FashionMNIST"
+    (folder / ".lock").write_text("123")
+    (folder / ".incoming-abc").mkdir()
+    load("fashion-mnist", small_folder)
+    assert [path.name for path in folder.iterdir()] == ["raw"]
+
+
 def test_no_half_file_and_no_litter_stay_behind(small_folder):
     (raw_folder(small_folder) / f"{TRAIN_IMAGES}.gz").write_bytes(b"not an archive")
     with pytest.raises(NoSource):
