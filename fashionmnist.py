@@ -87,36 +87,33 @@ def tell_story(argv: Sequence[str] | None) -> None:
 
     teacher = load_checkpoint(arguments.teacher, "cnn") if arguments.teacher else None
 
-    with (
-        Workers(device) as workers,
-        speaking(workers.leads),
-        output_folder(arguments.out, workers),
-    ):
+    with Workers(device) as workers, speaking(workers.leads):
         if workers.size > 1 and arguments.runs == 1:
             raise UserMistake(
                 f"{workers.size} processes have one run of each model to share: give --runs N, "
                 "or start the script without torchrun"
             )
-        dataset = workers.share(lambda: load_data(arguments)).to(workers.device)
-        print_dataset(dataset)
-        if arguments.runs == 1:
-            runs = train_once(arguments, dataset, precision, teacher)
-        else:
-            runs = train_series(arguments, dataset, precision, teacher, workers)
-        if not workers.leads:
-            return
+        with output_folder(arguments.out, workers):
+            dataset = workers.share(lambda: load_data(arguments)).to(workers.device)
+            print_dataset(dataset)
+            if arguments.runs == 1:
+                runs = train_once(arguments, dataset, precision, teacher)
+            else:
+                runs = train_series(arguments, dataset, precision, teacher, workers)
+            if not workers.leads:
+                return
 
-        files = write_first_run(arguments, dataset, precision, runs)
-        print_closing_table(dataset, {name: finished[0] for name, finished in runs.items()})
-        if arguments.runs > 1 or len(runs) > 1:
-            comparison = compare(runs, dataset)
-            files += write_comparison(arguments.out, dataset, runs, comparison)
-            if arguments.runs > 1:
-                print_comparison(comparison)
-        if arguments.record:
-            files.append(arguments.out / RECORDING)
-        print_files(files)
-        print_next_command(arguments)
+            files = write_first_run(arguments, dataset, precision, runs)
+            print_closing_table(dataset, {name: finished[0] for name, finished in runs.items()})
+            if arguments.runs > 1 or len(runs) > 1:
+                comparison = compare(runs, dataset)
+                files += write_comparison(arguments.out, dataset, runs, comparison)
+                if arguments.runs > 1:
+                    print_comparison(comparison)
+            if arguments.record:
+                files.append(arguments.out / RECORDING)
+            print_files(files)
+            print_next_command(arguments)
 
 
 def speaking(aloud: bool) -> AbstractContextManager:

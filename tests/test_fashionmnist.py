@@ -105,7 +105,7 @@ def test_output_has_a_row_an_epoch_the_table_the_files_and_the_next_command(quic
     out, printed = quick_run
     rows = re.findall(r"^ +\d/2  +[\d.]+ +[\d.]+ +[\d.]+% +[\d.]+% .*$", printed, re.MULTILINE)
     assert len(rows) == 4
-    assert re.search(r"^FFN +1,496,074 .*%$", printed, re.MULTILINE)
+    assert re.search(r"^FFN +576,010 .*%$", printed, re.MULTILINE)
     assert re.search(r"^CNN +[\d,]+ .*%$", printed, re.MULTILINE)
     for name in FILES - {"ffn.resume.pt", "cnn.resume.pt"}:
         assert str(out / name) in printed
@@ -223,7 +223,8 @@ def test_interrupted_run_is_resumed_to_the_same_end(tmp_path, quick_drawing, mon
 
 
 def test_ctrl_c_ends_with_130_and_the_way_to_go_on(tmp_path, small_script):
-    arguments = [*QUICK, "--epochs", "100000", "--out", tmp_path / "out"]
+    # As many epochs as still have a row each.
+    arguments = [*QUICK, "--epochs", str(fashionmnist.MAX_EPOCH_ROWS), "--out", tmp_path / "out"]
     with subprocess.Popen(
         command(small_script, *arguments),
         cwd=tmp_path,
@@ -235,7 +236,7 @@ def test_ctrl_c_ends_with_130_and_the_way_to_go_on(tmp_path, small_script):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         for line in process.stdout:
-            if "2/100000" in line:
+            if f" 2/{fashionmnist.MAX_EPOCH_ROWS}" in line:
                 break
         process.send_signal(signal.SIGINT)
         before = time.monotonic()
