@@ -22,6 +22,13 @@ PICTURES = {
 OF_AN_IMAGE = {"kernel_grid.png", "image_transform_grid.png", "feature_progression.png"}
 
 
+@pytest.fixture(autouse=True)
+def short_embedding(monkeypatch):
+    """Let t-SNE take a few steps only: test_explain.py sees to what it is worth."""
+    for steps in ("early_exaggeration_iter", "n_iter"):
+        monkeypatch.setitem(explain.EMBEDDING, steps, 10)
+
+
 @pytest.fixture
 def run(trained_folder, tmp_path, quick_drawing):
     """Run the script on the trained models, writing to the folder out."""

@@ -125,7 +125,7 @@ FLAGS = st.sets(st.sampled_from(["--deterministic", "--resume", "--record"]))
 
 
 def test_accepted_options_work_together(tmp_path, long, trial):
-    count = 60 if long else 2
+    count = 60 if long else 1
     number = 0
 
     @settings(

@@ -63,7 +63,7 @@ def test_killed_run_ends_like_one_never_disturbed(tmp_path, long, trial):
     expected = read_result(whole)
 
     moments = random.Random(0)
-    kills, wanted, series = 0, 100 if long else 2, 0
+    kills, wanted, series = 0, 100 if long else 1, 0
     while kills < wanted:
         out = tmp_path / f"killed{series}"
         series += 1

@@ -96,7 +96,7 @@ def test_exploding_numbers_stop_with_advice_and_the_last_good_file_stays(
 
 def test_very_long_training_stays_small_and_readable(tmp_path, long, trial):
     out, log = tmp_path / "out", tmp_path / "log"
-    epochs = 2000 if long else 60
+    epochs = 2000 if long else 30
     options = ["--models", "ffn", "--limit", "100", "--epochs", epochs, "--out", out]
     sizes, memory = [], []
     with trial("a training of very many epochs", epochs):

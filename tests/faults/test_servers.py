@@ -12,7 +12,7 @@ import data
 from data import NoSource
 from files import WorldFault
 
-TIMEOUT = 0.5  # seconds
+TIMEOUT = 0.3  # seconds
 TRAIN_IMAGES = "train-images-idx3-ubyte.gz"
 
 
