@@ -85,7 +85,7 @@ def tell_story(argv: Sequence[str] | None) -> None:
     if arguments.deterministic:
         choose_deterministic_algorithms()
 
-    teachers = [load_checkpoint(path, "cnn") for path in arguments.teacher]
+    teacher = load_checkpoint(arguments.teacher, "cnn") if arguments.teacher else None
 
     with Workers(device) as workers, speaking(workers.leads):
         if workers.size > 1 and arguments.runs == 1:
@@ -97,9 +97,9 @@ def tell_story(argv: Sequence[str] | None) -> None:
             dataset = workers.share(lambda: load_data(arguments)).to(workers.device)
             print_dataset(dataset)
             if arguments.runs == 1:
-                runs = train_once(arguments, dataset, precision, teachers)
+                runs = train_once(arguments, dataset, precision, teacher)
             else:
-                runs = train_series(arguments, dataset, precision, teachers, workers)
+                runs = train_series(arguments, dataset, precision, teacher, workers)
             if not workers.leads:
                 return
 
@@ -272,11 +272,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     training.add_argument(
         "--teacher",
         type=Path,
-        nargs="+",
-        default=[],
         metavar="FILE",
-        help="learn from the probabilities of a trained CNN (outputs/cnn.pt, say), not from "
-        "labels; of several CNNs, from the mean of theirs",
+        help="learn from the probabilities of a trained CNN (outputs/cnn.pt, say), not from labels",
     )
     training.add_argument(
         "--epochs",
@@ -406,7 +403,7 @@ def train_once(
     arguments: argparse.Namespace,
     dataset: Dataset,
     precision: torch.dtype,
-    teachers: Sequence[Checkpoint],
+    teacher: Checkpoint | None,
 ) -> dict[str, list[Run]]:
     """Train and score each model with one seed; return its only run under its name.
 
@@ -417,7 +414,7 @@ def train_once(
     for name in arguments.models:
         recipe = recipe_for(name, arguments)
         record = arguments.record and name == "cnn"
-        trainer = Trainer(name, dataset, recipe, arguments.seed, precision, teachers, record)
+        trainer = Trainer(name, dataset, recipe, arguments.seed, precision, teacher, record)
         train(trainer, arguments.out / f"{name}.resume.pt", arguments)
         runs[name] = [score(trainer)]
         if record:
@@ -429,7 +426,7 @@ def train_series(
     arguments: argparse.Namespace,
     dataset: Dataset,
     precision: torch.dtype,
-    teachers: Sequence[Checkpoint],
+    teacher: Checkpoint | None,
     workers: Workers,
 ) -> dict[str, list[Run]]:
     """Train and score each model with many seeds; return its runs, in the order of the seeds.
@@ -448,7 +445,7 @@ def train_series(
     jobs = [(name, seed) for name in reversed(arguments.models) for seed in seeds]
 
     def make_trainer(name: str, seed: int) -> Trainer:
-        return Trainer(name, dataset, recipe_for(name, arguments), seed, precision, teachers)
+        return Trainer(name, dataset, recipe_for(name, arguments), seed, precision, teacher)
 
     runs = {}
     for job in jobs:
@@ -594,7 +591,7 @@ def collect_metrics(
             "limit": arguments.limit,
             "precision": str(precision).removeprefix("torch."),
             "deterministic": arguments.deterministic,
-            "teachers": [str(path) for path in arguments.teacher],
+            "teacher": str(arguments.teacher) if arguments.teacher else None,
             "recipes": {name: asdict(recipe_for(name, arguments)) for name in runs},
             "models": {name: run.checkpoint["arguments"] for name, run in runs.items()},
         },

@@ -15,7 +15,7 @@ import pickle
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -322,8 +322,8 @@ class Trainer:
         recipe: how.
         seed: of the first weights, order, augmentation and dropout.
         precision: torch.float32 or torch.bfloat16, in which products are computed.
-        teachers: trained models whose mean probabilities take the place of the labels (Hinton et
-            al., arXiv:1503.02531); with none, the labels stay.
+        teacher: a trained model whose probabilities take the place of the labels (Hinton et al.,
+            arXiv:1503.02531), or None.
         record: whether to keep the first convolution's kernels on the way, see recorded_steps.
 
     Attributes:
@@ -341,15 +341,15 @@ class Trainer:
         recipe: Recipe,
         seed: int,
         precision: torch.dtype,
-        teachers: "Sequence[Checkpoint]" = (),
+        teacher: "Checkpoint | None" = None,
         record: bool = False,
     ) -> None:
         # By default the large feature maps of each step come from the system anew, page by page
         # and filled with zeros, which is a quarter of the CNN's time.
         set_malloc(mmap_max=0, trim_threshold=-1)
         self.name, self.dataset, self.recipe = name, dataset, recipe
-        self.seed, self.precision, self.teachers = seed, precision, teachers
-        for teacher in teachers:
+        self.seed, self.precision, self.teacher = seed, precision, teacher
+        if teacher:
             teacher.model.to(dataset.images.device)
         self.device = dataset.images.device
 
@@ -468,17 +468,15 @@ class Trainer:
             self.frames[step] = self.averaged.blocks[0].conv.weight.detach().clone()
 
     def _loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy with the labels, or with what the teachers say of images.
+        """Return the mean cross-entropy with the labels, or with what the teacher says of images.
 
-        They see the images as augmented, and so have something to say that no label does.
+        The teacher sees the images as augmented, and so has something to say that no label does.
         """
-        if not self.teachers:
+        if not self.teacher:
             return F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        answers = [
-            predict_logits(teacher.model, images, teacher.mean, teacher.std, self.precision)
-            for teacher in self.teachers
-        ]
-        return F.cross_entropy(logits, torch.stack(answers).softmax(2).mean(0))
+        teacher = self.teacher
+        answers = predict_logits(teacher.model, images, teacher.mean, teacher.std, self.precision)
+        return F.cross_entropy(logits, answers.softmax(1))
 
     def _check_finite(self, losses: Tensor) -> None:
         """Raise WorldFault when one of an epoch's losses is not a finite number."""
@@ -503,7 +501,7 @@ class Trainer:
             "seed": self.seed,
             "device": self.device.type,
             "precision": str(self.precision).removeprefix("torch."),
-            "teacher": " ".join(teacher.fingerprint for teacher in self.teachers) or None,
+            "teacher": self.teacher.fingerprint if self.teacher else None,
             "epochs": recipe.pop("epochs"),
             "batch-size": recipe.pop("batch_size"),
             "lr": recipe.pop("learning_rate"),

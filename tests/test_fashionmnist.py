@@ -140,7 +140,7 @@ def test_network_can_learn_from_a_trained_one(quick_run, tmp_path, quick_drawing
     taught, alone = (
         json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, quick_run[0])
     )
-    assert taught["settings"]["teachers"] == [str(teacher)]
+    assert taught["settings"]["teacher"] == str(teacher)
     assert taught["models"]["ffn"]["history"] != alone["models"]["ffn"]["history"]
 
 

@@ -1,11 +1,9 @@
-import copy
 import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import training
@@ -183,7 +181,7 @@ def test_teacher_takes_the_place_of_the_labels(tiny_dataset, teacher):
     recipe = replace(RECIPES["ffn"], model=SMALL["ffn"], epochs=6, batch_size=50)
     other_labels = replace(tiny_dataset, labels=tiny_dataset.labels.roll(1))
     taught, blind = (
-        train_to_the_end(Trainer("ffn", dataset, recipe, 0, torch.float32, [teacher]))
+        train_to_the_end(Trainer("ffn", dataset, recipe, 0, torch.float32, teacher))
         for dataset in (tiny_dataset, other_labels)
     )
     weights, others = (trainer.model.state_dict() for trainer in (taught, blind))
@@ -197,26 +195,8 @@ def test_teacher_takes_the_place_of_the_labels(tiny_dataset, teacher):
     assert (answers == wanted).float().mean() > 0.5
 
 
-def test_of_many_teachers_the_mean_of_their_probabilities_is_learned(tiny_dataset, teacher):
-    teachers = [replace(teacher, model=certain_of(teacher.model, label)) for label in (0, 0, 0, 7)]
-    recipe = replace(RECIPES["ffn"], model=SMALL["ffn"], epochs=20, batch_size=50)
-    taught = train_to_the_end(Trainer("ffn", tiny_dataset, recipe, 0, torch.float32, teachers))
-    arguments = teacher.mean, teacher.std, torch.float32
-    probabilities = predict_logits(taught.averaged, tiny_dataset.images, *arguments).softmax(1)
-    assert probabilities.mean(0)[[0, 7]].tolist() == pytest.approx([0.75, 0.25], abs=0.05)
-
-
-def certain_of(model, label):
-    """Return a copy of a CNN that gives one class to every image."""
-    model = copy.deepcopy(model)
-    with torch.no_grad():
-        model.classifier[-1].weight.zero_()
-        model.classifier[-1].bias.copy_(100 * F.one_hot(torch.tensor(label), 10))
-    return model
-
-
 def test_resuming_with_another_teacher_is_refused(tiny_dataset, tmp_path, teacher):
-    trainer = Trainer("ffn", tiny_dataset, RECIPES["ffn"], 0, torch.float32, [teacher])
+    trainer = Trainer("ffn", tiny_dataset, RECIPES["ffn"], 0, torch.float32, teacher)
     trainer.save(tmp_path / "resume.pt")
     with pytest.raises(UserMistake, match="with teacher "):
         Trainer("ffn", tiny_dataset, RECIPES["ffn"], 0, torch.float32).resume(
