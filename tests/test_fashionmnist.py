@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import fashionmnist
+import synthetic
 from data import CLASS_NAMES
 from training import load_checkpoint, load_recording
 
@@ -35,22 +36,27 @@ SERIES_FILES = {
 }
 FILES = PICTURES | {"ffn.pt", "cnn.pt", "metrics.json", "ffn.resume.pt", "cnn.resume.pt"}
 QUICK = ["--dataset", "synthetic", "--limit", "300", "--epochs", "2", "--precision", "float32"]
+SMALL_STAND_IN = {"TRAIN_COUNT": 600, "TEST_COUNT": 200}
 
 
 def run(*arguments):
     return fashionmnist.main([str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def small_script(tmp_path):
+def write_small_script(folder):
     """The script with a smaller stand-in, which is drawn at once, as a file to start."""
-    path = tmp_path / "small.py"
+    path = folder / "small.py"
+    settings = "".join(f"synthetic.{name} = {count}\n" for name, count in SMALL_STAND_IN.items())
     path.write_text(
-        f"import sys\nsys.path.insert(0, {str(PROJECT)!r})\n"
-        "import synthetic\nsynthetic.TRAIN_COUNT, synthetic.TEST_COUNT = 600, 200\n"
+        f"import sys\nsys.path.insert(0, {str(PROJECT)!r})\nimport synthetic\n{settings}"
         "import fashionmnist\nsys.exit(fashionmnist.main())\n"
     )
     return path
+
+
+@pytest.fixture
+def small_script(tmp_path):
+    return write_small_script(tmp_path)
 
 
 def command(script, *arguments):
@@ -370,60 +376,71 @@ def run_files(out):
     return {path.name for path in (out / "runs").glob("*.json")}
 
 
-def test_two_processes_make_the_same_runs_as_one_with_as_many_threads(tmp_path, small_script):
-    arguments = [*QUICK, "--limit", "200", "--runs", "2"]
-    together, alone = tmp_path / "together", tmp_path / "alone"
-    result = subprocess.run(
-        torchrun(small_script, *arguments, "--out", together),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Written:") == 1 and result.stdout.count("CNN - FFN") == 1
-    threads = max(1, len(os.sched_getaffinity(0)) // 2)
-    subprocess.run(
-        command(small_script, *arguments, "--out", alone),
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        capture_output=True,
-        check=True,
-    )
-    assert run_files(together) == run_files(alone) and len(run_files(alone)) == 4
-    for path in (alone / "runs").glob("*.pt"):
-        one = torch.load(path, weights_only=True)
-        other = torch.load(together / "runs" / path.name, weights_only=True)
-        assert all(one["weights"][key].equal(other["weights"][key]) for key in one["weights"])
-        assert one["test_logits"].equal(other["test_logits"])
-    histories = [
-        json.loads((folder / "runs" / "cnn-seed1.json").read_text())["history"]
-        for folder in (alone, together)
-    ]
-    assert histories[0] == histories[1]
+@pytest.fixture(scope="module")
+def torchrun_job(tmp_path_factory):
+    """A job of two processes, one of them killed on the way, and started again.
 
-
-def test_worker_that_dies_ends_the_job_and_loses_no_finished_run(tmp_path, small_script):
-    out = tmp_path / "out"
-    arguments = [*QUICK, "--runs", "40", "--models", "ffn", "--out", out]
+    Its folder, what both starts left on standard error and output, and when each run that the first
+    one had finished was written.
+    """
+    folder = tmp_path_factory.mktemp("torchrun")
+    out, script = folder / "out", write_small_script(folder)
     with subprocess.Popen(
-        torchrun(small_script, *arguments),
+        torchrun(script, *QUICK, "--runs", "40", "--out", out),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as job:
         deadline = time.monotonic() + 120
-        while len(run_files(out)) < 4 and time.monotonic() < deadline and job.poll() is None:
+        while len(run_files(out)) < 2 and time.monotonic() < deadline and job.poll() is None:
             time.sleep(0.05)
         os.kill(worker_of(job.pid), signal.SIGKILL)
         _, says = job.communicate(timeout=60)
-    assert job.returncode != 0 and "SIGKILL" in says
-    kept = run_files(out)
-    assert 4 <= len(kept) < 40
-    times = {name: (out / "runs" / name).stat().st_mtime_ns for name in kept}
+    assert job.returncode != 0
+    times = {name: (out / "runs" / name).stat().st_mtime_ns for name in run_files(out)}
+    again = subprocess.run(
+        torchrun(script, *QUICK, "--runs", "3", "--out", out),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
+    return out, says, again.stdout, times
 
-    arguments[arguments.index("40")] = str(len(kept) + 2)
-    subprocess.run(torchrun(small_script, *arguments), capture_output=True, check=True)
-    assert len(run_files(out)) >= len(kept) + 2
-    assert all((out / "runs" / name).stat().st_mtime_ns == t for name, t in times.items())
+
+def test_worker_that_dies_ends_the_job_and_loses_no_finished_run(torchrun_job):
+    out, says, _, times = torchrun_job
+    assert "SIGKILL" in says
+    assert 2 <= len(times) < 80
+    assert all((out / "runs" / name).stat().st_mtime_ns == at for name, at in times.items())
+
+
+def test_two_processes_make_the_same_runs_as_one_with_as_many_threads(
+    torchrun_job, tmp_path, monkeypatch
+):
+    together, _, printed, times = torchrun_job
+    assert printed.count("Written:") == 1 and printed.count("CNN - FFN") == 1
+    for name, count in SMALL_STAND_IN.items():
+        monkeypatch.setattr(synthetic, name, count)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
+    try:
+        assert run(*QUICK, "--runs", "3", "--out", tmp_path) == 0
+    finally:
+        torch.set_num_threads(threads)
+    alone = run_files(tmp_path)
+    assert len(alone) == 6 and run_files(together) == alone | times.keys()
+    for name in alone:
+        one, other = (
+            torch.load((out / "runs" / name).with_suffix(".pt"), weights_only=True)
+            for out in (tmp_path, together)
+        )
+        assert all(one["weights"][key].equal(other["weights"][key]) for key in one["weights"])
+        assert one["test_logits"].equal(other["test_logits"])
+        histories = [
+            json.loads((out / "runs" / name).read_text())["history"] for out in (tmp_path, together)
+        ]
+        assert histories[0] == histories[1]
 
 
 def test_processes_without_many_runs_to_share_are_refused(tmp_path, monkeypatch, capsys):

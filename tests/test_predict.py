@@ -151,14 +151,14 @@ def test_enlarged_framed_and_negated_images_are_recognised_as_before(
     real_archives, no_network, tmp_path
 ):
     """At least 90 % of the CNN's own accuracy survives."""
-    dataset = load_dataset("fashion-mnist", real_archives, None, 5, 8_000, print)
+    dataset = load_dataset("fashion-mnist", real_archives, None, 5, 5_000, print)
     recipe = replace(RECIPES["cnn"], epochs=2, batch_size=64, shifted=0.0, flip=False)
     trainer = Trainer("cnn", dataset, recipe, 0, torch.float32)
     while not trainer.finished:
         trainer.train_epoch()
     write_tensors(tmp_path / "cnn.pt", checkpoint_content(trainer))
     cnn = load_checkpoint(tmp_path / "cnn.pt", "cnn")
-    images, labels = dataset.test_images[:500], dataset.test_labels[:500]
+    images, labels = dataset.test_images[:300], dataset.test_labels[:300]
 
     def accuracy(pictures):
         logits = predict_logits(cnn.model, pictures, cnn.mean, cnn.std, torch.float32)
