@@ -1,32 +1,49 @@
-"""The convolutional network: three convolutions, then three fully connected layers."""
+"""The convolutional network: three convolutions, three fully connected layers, and its recipe."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 
-from data import CLASS_COUNT, IMAGE_SIZE
-from layers import Dropout, check_image_shape
+from fashion.data import CLASS_COUNT, IMAGE_SIZE
+from fashion.layers import ConvBlock, Dropout, Network, check_image_shape
+from fashion.recipe import Recipe
 
 BLOCK_COUNT = 3
-KERNEL_SIZE = 3
+
+# Chosen on the validation images for the best accuracy in a few minutes on two CPU cores.
+RECIPE = Recipe(
+    epochs=32,
+    batch_size=512,  # as accurate as 256; Muon takes half as large a share of the time
+    optimizer="muon",
+    learning_rate=0.015,  # with batches of 256, 0.005 and 0.02 were no better than 0.01
+    weight_decay=0.01,  # AdamW's default; biases, batch norm and the output layer only
+    warmup=0.1,  # early gradients mostly show what all images have in common
+    label_smoothing=0.05,  # some labels are wrong; smoothing also lowers overconfidence
+    shift=1,  # reduces overfitting; shifts of two pixels lower the accuracy
+    shifted=1.0,
+    flip=True,  # mirrored clothes keep their class
+    cutout=0,
+    ema_steps=100,
+)
 
 
-class CNN(nn.Module):
+class CNN(Network):
     """Three blocks of convolution, max-pooling, batch norm and ReLU, then three linear layers.
 
-    The maps shrink from 28 to 14, 7 and 3 pixels while their number grows; the linear layers, with
-    ReLU and dropout between them, read the class from what is left.
+    The feature maps shrink from 28 to 14, 7 and 3 pixels while their number grows. The linear
+    layers, with ReLU and dropout between them, compute the logits.
 
     Args:
-        channels: feature maps of the three convolutions, each at least 1.
-        widths: outputs of the two hidden linear layers, each at least 1.
-        dropout: share of the hidden linear activations set to zero in training, in [0, 1).
+        channels: Output channels of the three convolutions, each at least 1.
+        widths: Outputs of the two hidden linear layers, each at least 1.
+        dropout: Probability of setting a hidden linear activation to zero in training, in [0, 1).
 
     Raises:
-        ValueError: when the channels, the widths or the dropout are not as above.
+        ValueError: If the channels, the widths or the dropout are invalid.
     """
+
+    recipe = RECIPE
 
     def __init__(
         self,
@@ -44,7 +61,7 @@ class CNN(nn.Module):
         self.arguments = {"channels": list(channels), "widths": list(widths), "dropout": dropout}
 
         self.blocks = nn.Sequential(
-            *(_block(inputs, outputs) for inputs, outputs in pairwise([1, *channels]))
+            *(ConvBlock(inputs, outputs) for inputs, outputs in pairwise([1, *channels]))
         )
         map_size = IMAGE_SIZE // 2**BLOCK_COUNT
         layers: list[nn.Module] = [nn.Flatten()]
@@ -54,27 +71,10 @@ class CNN(nn.Module):
         self.classifier = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (N, 1, 28, 28) to logits (N, 10).
+        """Map normalized images (N, 1, 28, 28) to logits (N, 10).
 
         Raises:
-            ValueError: when the images have another shape.
+            ValueError: If the images have another shape.
         """
         check_image_shape(images)
         return self.classifier(self.blocks(images))
-
-
-def _block(inputs: int, outputs: int) -> nn.Sequential:
-    """Map (N, inputs, size, size) to (N, outputs, size // 2, size // 2).
-
-    Pooling comes straight after the convolution, so that batch norm and ReLU, which are bound by
-    memory and not by arithmetic, touch a quarter of the values.
-    """
-    return nn.Sequential(
-        OrderedDict(
-            # Batch norm subtracts the mean, so a bias before it would do nothing.
-            conv=nn.Conv2d(inputs, outputs, KERNEL_SIZE, padding=KERNEL_SIZE // 2, bias=False),
-            pool=nn.MaxPool2d(2),
-            norm=nn.BatchNorm2d(outputs),
-            relu=nn.ReLU(),
-        )
-    )

@@ -1,29 +1,52 @@
-"""The feedforward network: five fully connected layers of decreasing width."""
+"""The feedforward network: five fully connected layers of decreasing size, and its recipe."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 
-from data import CLASS_COUNT, IMAGE_SIZE
-from layers import Dropout, check_image_shape
+from fashion.data import CLASS_COUNT, IMAGE_SIZE
+from fashion.layers import Dropout, Network, check_image_shape
+from fashion.recipe import Recipe
 
 LAYER_COUNT = 5
 
+# Chosen on the validation images for the best accuracy in about a minute on two CPU cores.
+RECIPE = Recipe(
+    epochs=120,  # an epoch takes about half a second
+    batch_size=1024,  # large matrix products are fast; larger batches are no faster
+    # Muon learns more per epoch, but its own products take longer than all others here. In the same
+    # time, AdamW learns as much with a network half as wide.
+    optimizer="adamw",
+    learning_rate=4e-3,
+    weight_decay=0.01,  # AdamW's default
+    warmup=0.1,  # early gradients mostly show what all images have in common
+    label_smoothing=0.05,  # some labels are wrong; smoothing also lowers overconfidence
+    # A network without locality sees a shifted image as a different one. Shifting a share of the
+    # images reduces overfitting; shifting all of them would make the task harder.
+    shift=1,
+    shifted=0.7,
+    flip=True,  # mirrored clothes keep their class
+    cutout=0,
+    ema_steps=100,  # two epochs: smooth, and close to the last weights
+)
 
-class FFN(nn.Module):
+
+class FFN(Network):
     """Five fully connected layers; batch norm, ReLU and dropout after each but the last.
 
-    It sees a picture as a list of 784 numbers: that two pixels are neighbours is nothing it knows,
-    it has to learn it.
+    The network receives an image as a vector of 784 numbers. It has to learn which pixels are
+    neighbours.
 
     Args:
-        widths: outputs of the four hidden layers, strictly decreasing and all above 10.
-        dropout: share of the hidden activations set to zero in training, in [0, 1).
+        widths: Outputs of the four hidden layers, strictly decreasing and larger than 10.
+        dropout: Probability of setting a hidden activation to zero in training, in [0, 1).
 
     Raises:
-        ValueError: when the widths or the dropout are not as above.
+        ValueError: If the widths or the dropout are invalid.
     """
+
+    recipe = RECIPE
 
     def __init__(self, widths: Sequence[int] = (512, 256, 128, 64), dropout: float = 0.15) -> None:
         super().__init__()
@@ -40,7 +63,7 @@ class FFN(nn.Module):
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, width in pairwise([IMAGE_SIZE**2, *widths]):
             layers += [
-                # Batch norm subtracts the mean, so a bias before it would do nothing.
+                # Batch norm subtracts the mean, so a bias would have no effect.
                 nn.Linear(inputs, width, bias=False),
                 nn.BatchNorm1d(width),
                 nn.ReLU(),
@@ -50,10 +73,10 @@ class FFN(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (N, 1, 28, 28) to logits (N, 10).
+        """Map normalized images (N, 1, 28, 28) to logits (N, 10).
 
         Raises:
-            ValueError: when the images have another shape.
+            ValueError: If the images have another shape.
         """
         check_image_shape(images)
         return self.layers(images)

@@ -1,500 +1,403 @@
-"""Show what the networks learned: kernels, feature maps, and the pixels that decided.
+"""Look inside the trained networks: kernels, feature maps, units, saliency and embedding.
 
     python kernel_vis.py
 
-Reads outputs/cnn.pt and outputs/ffn.pt, which fashionmnist.py writes, and writes to the same folder
+Reads the models that fashionmnist.py writes to the folder outputs, and writes to the same folder
 kernel_grid.png, image_transform_grid.png, feature_progression.png, top_activations.png,
-saliency.png and embedding.png; and training.gif where fashionmnist.py --record kept one.
+saliency.png, embedding.png, and training.gif if the training was recorded with --record.
 """
 
 import argparse
+import logging
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
-import explain
-import explain_plots
-import plots
 from cnn import BLOCK_COUNT
-from data import CLASS_NAMES, TITLES, Dataset, load_dataset
-from explain_plots import Explanation
-from fashionmnist import RECORDING, Parser, number_type, print_files, run_script, warn
-from files import UserMistake, prepare_folder
-from photo import prepare, read_photo
-from training import Checkpoint, load_checkpoint, load_recording
+from fashion import cli, explain, explain_plots
+from fashion.checkpoint import RECORDING_NAME, SUFFIX, Checkpoint, load_recording, load_weights
+from fashion.data import CLASS_NAMES, TITLES, Dataset, load_dataset
+from fashion.files import RunError, UsageError, prepare_folder
+from fashion.layers import conv_blocks
+from fashion.photo import prepare, read_photo
+from fashion.plots import save_figure
+from models import MODELS, STYLES
 
-# More tiles than this are too small to read; of a larger layer the strongest are shown.
-MAX_TILES = 64
-UNITS_SHOWN = 8  # rows of the strongest activations, if no units are asked for
+CONVOLUTIONAL = "cnn"  # the model of --checkpoint
+LABEL = STYLES[CONVOLUTIONAL].label
+MAX_KERNELS = 64  # more tiles would be too small to read
+UNITS_SHOWN = 8
 IMAGES_PER_UNIT = 9
-NETWORK_TIMEOUT = 20  # seconds, as in fashionmnist.py
-# Examples of the saliency maps: which model is right, and how many. Where a model is all but
-# certain no single square changes anything, so the less sure one shall be about so sure:
-SALIENCY_SURETY = 0.8
-SALIENCY_CASES = (
-    ("both right", (True, True), 2),
-    ("only the CNN right", (False, True), 2),
-    ("only the FFN right", (True, False), 1),
-    ("both wrong", (False, False), 1),
-)
+# When a model is certain, blacking out a square changes nothing. Saliency shows the images whose
+# least confident prediction is nearest to this probability.
+SALIENCY_CONFIDENCE = 0.8
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Load the model, then draw and write one figure after the other."""
+    inputs = Inputs(arguments, load_model(arguments.checkpoint, CONVOLUTIONAL))
+    # Reject invalid requests before writing anything.
+    check_units(inputs)
+    if {"image_transform_grid", "feature_progression"} & set(arguments.only):
+        print(f"{inputs.image[1]}; {inputs.prediction}")
+    prepare_folder(arguments.out)
+    files = []
+    for name in arguments.only:
+        print(f"{name} ...", flush=True)
+        if name == RECORDING:
+            files += write_recording(inputs)
+        else:
+            files.append(arguments.out / f"{name}.png")
+            save_figure(FIGURES[name](inputs), files[-1])
+    cli.print_files(files)
+
+
+def load_model(path: Path, name: str) -> Checkpoint:
+    """Load a model of the table from a file; see load_weights for the errors."""
+    command = shlex.join(["python", "fashionmnist.py", "--out", str(path.parent)])
+    with cli.advise(f"train the models with: {command}", UsageError):
+        return load_weights(path, MODELS[name])
 
 
 @dataclass
-class Scene:
-    """What the pictures are made from; a part that no picture needs is not loaded.
+class Inputs:
+    """What the figures are drawn from. Each part is loaded or computed when first needed.
 
     Attributes:
-        arguments: the command line.
-        cnn: the trained CNN.
+        arguments: The command line.
+        cnn: The model with convolutions.
     """
 
     arguments: argparse.Namespace
     cnn: Checkpoint
 
     @property
-    def trained_on(self) -> str:
-        """The end of every title."""
-        return f"trained on {TITLES[self.cnn.dataset]}"
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        """The dataset that the model was trained on.
-
-        Raises:
-            WorldFault: when it cannot be had.
-        """
-        return load_dataset(
-            self.cnn.dataset, self.arguments.data_dir, None, NETWORK_TIMEOUT, None, warn
-        )
+    def subject(self) -> str:
+        """The model and its dataset, as titles name them."""
+        return f"{LABEL} on {TITLES[self.cnn.dataset]}"
 
     @cached_property
     def models(self) -> dict[str, Checkpoint]:
-        """The CNN, and before it the FFN where one lies beside it.
-
-        Raises:
-            UserMistake, WorldFault: when the FFN's file is none, or of other data.
-        """
-        path = self.arguments.checkpoint.with_name("ffn.pt")
-        if not path.exists():
-            warn(f"there is no {path}: saliency and embedding show the CNN alone")
-            return {"cnn": self.cnn}
-        ffn = load_checkpoint(path, expected="ffn")
-        if ffn.dataset != self.cnn.dataset:
-            raise UserMistake(
-                f"{path} was trained on {TITLES[ffn.dataset]}, {self.arguments.checkpoint} on "
-                f"{TITLES[self.cnn.dataset]}; train both again with: python fashionmnist.py"
-            )
-        return {"ffn": ffn, "cnn": self.cnn}
+        """All models in the folder of the checkpoint; UsageError if their datasets differ."""
+        models = {}
+        for name in MODELS:
+            path = self.arguments.checkpoint.with_name(f"{name}{SUFFIX}")
+            if name != CONVOLUTIONAL and not path.exists():
+                logger.warning("%s does not exist; saliency and embedding omit it", path)
+                continue
+            models[name] = self.cnn if name == CONVOLUTIONAL else load_model(path, name)
+            if models[name].dataset != self.cnn.dataset:
+                raise UsageError(
+                    f"{self.arguments.checkpoint} was trained on {TITLES[self.cnn.dataset]}, "
+                    f"{path} on {TITLES[models[name].dataset]}; train both on the same dataset"
+                )
+        return models
 
     @cached_property
-    def picture(self) -> tuple[np.ndarray, str]:
-        """The picture to look at, uint8 (28, 28), and a caption that says which it is.
+    def dataset(self) -> Dataset:
+        """The dataset that the model was trained on; RunError if it cannot be loaded."""
+        with cli.advise("--data-dir names another folder", RunError):
+            return load_dataset(self.cnn.dataset, self.arguments.data_dir)
 
-        Raises:
-            UserMistake: when there is no such image or file, or the file is no picture.
-            WorldFault: when the file or the dataset cannot be read.
-        """
-        wanted = self.arguments.image
-        try:
-            index = int(wanted)
-        except ValueError:
-            name = f"--image {wanted}"
-            return prepare(read_photo(Path(wanted), name), name), Path(wanted).name
-        last = len(self.dataset.test_images) - 1
-        if not 0 <= index <= last:
-            raise UserMistake(f"--image {index}: the test images are numbered 0 to {last}")
-        label = CLASS_NAMES[self.dataset.test_labels[index]]
-        return self.dataset.test_images[index].numpy(), f"test image {index}, {label}"
+    @cached_property
+    def image(self) -> tuple[np.ndarray, str]:
+        """The image of --image, uint8 (28, 28), and its caption; UsageError if there is none."""
+        chosen = self.arguments.image
+        if isinstance(chosen, Path):
+            name = f"--image {chosen}"
+            return prepare(read_photo(chosen, name), name), explain_plots.shorten(chosen.name)
+        images, labels = self.dataset.test_images, self.dataset.test_labels
+        if not 0 <= chosen < len(images):
+            last = len(images) - 1
+            raise UsageError(f"--image {chosen}: test images are numbered from 0 to {last}")
+        return images[chosen].numpy(), f"test image {chosen} ({CLASS_NAMES[labels[chosen]]})"
 
     @cached_property
     def progression(self) -> explain.Progression:
-        """What the CNN makes of the picture."""
-        return explain.follow(self.cnn, self.picture[0])
+        """The activations of the image."""
+        return explain.follow(self.cnn, self.image[0])
 
     @property
-    def verdict(self) -> str:
-        """What the CNN takes the picture for."""
+    def prediction(self) -> str:
+        """The predicted class of the image and its probability, in words."""
         probabilities = self.progression.probabilities
-        guess = int(probabilities.argmax())
-        return f"{CLASS_NAMES[guess]} {probabilities[guess]:.0%}"
-
-    @cached_property
-    def kernels(self) -> "KernelChoice":
-        """The kernels to show, in their order."""
-        return choose_kernels(self.cnn, self.arguments.layer or 1)
+        label = int(probabilities.argmax())
+        return f"{LABEL} prediction: {CLASS_NAMES[label]} ({probabilities[label]:.0%})"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the whole story and return the exit status; see run_script."""
-    return run_script(lambda: tell_story(argv))
+# Figures
 
 
-def tell_story(argv: Sequence[str] | None) -> None:
-    """Arguments, checkpoint, and one picture after the other.
+def choose_kernels(checkpoint: Checkpoint, layer: int) -> tuple[np.ndarray, list[str]]:
+    """Return the indices of a layer's kernels in display order (K,), and their names.
 
-    Raises:
-        UserMistake, WorldFault: see the functions called.
+    Of larger layers, only the MAX_KERNELS kernels with the largest norms are returned.
     """
-    arguments = parse_arguments(argv)
-    scene = Scene(arguments, load_checkpoint(arguments.checkpoint, expected="cnn"))
-    # What is asked for amiss is refused before anything is written.
-    check_units(scene)
-    looks_at_picture = {"image_transform_grid", "feature_progression"} & set(arguments.only)
-    if looks_at_picture:
-        caption = scene.picture[1]
-    prepare_folder(arguments.out)
-    files = []
-    for name in arguments.only:
-        print(f"{name} ...", flush=True)
-        files += PICTURES[name](scene)
-    if looks_at_picture:
-        print(f"{caption}: the CNN, {scene.trained_on}, takes it for {scene.verdict}")
-    print_files(files)
+    weights = conv_blocks(checkpoint.model)[layer - 1].conv.weight
+    norms = weights.detach().flatten(1).norm(dim=1).numpy()
+    chosen = np.argsort(-norms, kind="stable")[:MAX_KERNELS]
+    order, kinds = explain.order_kernels(explain.kernel_tiles(checkpoint.model, layer)[0][chosen])
+    return chosen[order], list(map(explain_plots.kernel_name, chosen[order], kinds))
+
+
+def draw_kernel_grid(inputs: Inputs) -> Figure:
+    """Draw the kernels of a layer before and after training."""
+    layer = inputs.arguments.layer or 1
+    numbers, names = choose_kernels(inputs.cnn, layer)
+    tiles, slices = explain.kernel_tiles(inputs.cnn.model, layer)
+    before = conv_blocks(explain.untrained_model(inputs.cnn))[layer - 1].conv.weight
+    detail = f"{len(numbers)} of {len(tiles)} kernels"
+    if before.shape[1] > 1:
+        detail += f"; shown: the largest of the {before.shape[1]} slices of each"
+    return explain_plots.draw_kernels(
+        tiles[numbers],
+        before.detach().numpy()[numbers, slices[numbers]],
+        names,
+        f"Kernels of convolution {layer}, {inputs.subject}\n{detail}",
+    )
+
+
+def draw_image_transform_grid(inputs: Inputs) -> Figure:
+    """Draw the feature maps of the same kernels for the image."""
+    layer, after = inputs.arguments.layer or 1, inputs.arguments.after
+    numbers, names = choose_kernels(inputs.cnn, layer)
+    image, caption = inputs.image
+    progression = inputs.progression
+    maps = (progression.rectified if after else progression.responses)[layer - 1]
+    stage = " after batch norm and ReLU, without pooling" if after else ""
+    return explain_plots.draw_image_transform(
+        image,
+        maps[numbers],
+        names,
+        not after,
+        f"Feature maps of convolution {layer}{stage}, {inputs.subject}\n"
+        f"{caption}; {len(numbers)} of {len(maps)} kernels",
+    )
+
+
+def draw_feature_progression(inputs: Inputs) -> Figure:
+    """Draw the activations of the image layer by layer."""
+    image, caption = inputs.image
+    title = f"Activations layer by layer, {inputs.subject}\n{caption}; {inputs.prediction}"
+    return explain_plots.draw_progression(image, inputs.progression, STYLES[CONVOLUTIONAL], title)
+
+
+def check_units(inputs: Inputs) -> tuple[int, int]:
+    """Return layer and number of units of top_activations; UsageError if --units has others."""
+    layer = inputs.arguments.layer or BLOCK_COUNT
+    count = conv_blocks(inputs.cnn.model)[layer - 1].conv.out_channels
+    for unit in inputs.arguments.units or ():
+        if unit >= count:
+            raise UsageError(f"--units {unit}: layer {layer} has the units 0 to {count - 1}")
+    return layer, count
+
+
+def draw_top_activations(inputs: Inputs) -> Figure:
+    """Draw the test images that activate each unit of a layer most."""
+    images, labels = inputs.dataset.test_images, inputs.dataset.test_labels
+    (layer, count), wanted = check_units(inputs), inputs.arguments.units
+    units = explain.find_units(
+        inputs.cnn, images, labels, layer, UNITS_SHOWN, IMAGES_PER_UNIT, wanted
+    )
+    shown = f"{len(units)}" if wanted else f"the {len(units)} most class-selective"
+    title = (
+        f"The {IMAGES_PER_UNIT} test images that activate each unit most, {inputs.subject}\n"
+        f"{shown} of {count} units of block {layer}; bright: the patch that causes the activation\n"
+        "above each image: true class and activation"
+    )
+    return explain_plots.draw_top_activations(units, images.numpy(), labels.numpy(), title)
+
+
+def draw_saliency(inputs: Inputs) -> Figure:
+    """Draw saliency maps of images that the models classify correctly or not."""
+    images, labels = inputs.dataset.test_images.numpy(), inputs.dataset.test_labels.numpy()
+    probabilities = {
+        name: explain.class_probabilities(model, images) for name, model in inputs.models.items()
+    }
+    examples = choose_saliency_examples(probabilities, labels)
+    captions = []
+    for index, names in examples.items():
+        correct = ", ".join(STYLES[name].label for name in names) or "none"
+        captions.append(f"test image {index}: {CLASS_NAMES[labels[index]]}\ncorrect: {correct}")
+    explanations = [
+        {name: explain_image(model, images[index]) for name, model in inputs.models.items()}
+        for index in examples
+    ]
+    title = f"Saliency maps, {TITLES[inputs.cnn.dataset]}\n"
+    title += "red pixels support the predicted class, blue ones oppose it"
+    return explain_plots.draw_saliency(
+        images[list(examples)], captions, explanations, STYLES, title
+    )
+
+
+def choose_saliency_examples(
+    probabilities: Mapping[str, np.ndarray], labels: np.ndarray
+) -> dict[int, tuple[str, ...]]:
+    """Choose images of different classes that all models, one, or none classifies correctly.
+
+    Args:
+        probabilities: Class probabilities (N, 10) by model.
+        labels: True classes (N,).
+
+    Returns:
+        The index of each image, with the models that classify it correctly.
+    """
+    names = tuple(probabilities)
+    cases: dict[tuple[str, ...], int] = {names: 3, (): 3}  # numbers of images
+    if len(names) > 1:
+        cases = {names: 2, **{(name,): 1 for name in names}, (): 1}
+    correct = {name: values.argmax(1) == labels for name, values in probabilities.items()}
+    confidence = np.min([values.max(1) for values in probabilities.values()], axis=0)
+    nearest = np.argsort(np.abs(confidence - SALIENCY_CONFIDENCE), kind="stable")
+    chosen: dict[int, tuple[str, ...]] = {}
+    for case, wanted in cases.items():
+        fits = np.all([correct[name] == (name in case) for name in names], axis=0)
+        goal = len(chosen) + wanted
+        for index in map(int, nearest[fits[nearest]]):
+            if len(chosen) < goal and labels[index] not in labels[list(chosen)]:
+                chosen[index] = case
+    return chosen
+
+
+def explain_image(checkpoint: Checkpoint, image: np.ndarray) -> explain_plots.Explanation:
+    """Return the saliency maps of an image, uint8 (28, 28), for its predicted class."""
+    probabilities = explain.class_probabilities(checkpoint, image[None])[0]
+    label = int(probabilities.argmax())
+    return explain_plots.Explanation(
+        label,
+        float(probabilities[label]),
+        explain.occlusion(checkpoint, image, label),
+        explain.integrated_gradients(checkpoint, image, label),
+    )
+
+
+def draw_embedding(inputs: Inputs) -> Figure:
+    """Draw the embedding of the test images in the last hidden layer of each model."""
+    places, predictions = {}, {}
+    for name, model in inputs.models.items():
+        features, predictions[name] = explain.last_hidden(model, inputs.dataset.test_images)
+        places[name] = explain.embed(features)
+    labels = inputs.dataset.test_labels.numpy()
+    title = f"Embedding of the last hidden layer, {len(labels):,} test images\n"
+    title += f"models trained on {TITLES[inputs.cnn.dataset]}"
+    return explain_plots.draw_embedding(places, predictions, labels, STYLES, title)
+
+
+FIGURES: dict[str, Callable[[Inputs], Figure]] = {
+    "kernel_grid": draw_kernel_grid,
+    "image_transform_grid": draw_image_transform_grid,
+    "feature_progression": draw_feature_progression,
+    "top_activations": draw_top_activations,
+    "saliency": draw_saliency,
+    "embedding": draw_embedding,
+}
+FIGURES_OF_ONE_IMAGE = ["kernel_grid", "image_transform_grid", "feature_progression"]
+RECORDING = "training"
+
+
+def write_recording(inputs: Inputs) -> list[Path]:
+    """Write training.gif, the first kernels during training, and return its path in a list.
+
+    Without a recording, print a note and return an empty list, or raise UsageError if nothing else
+    was requested.
+    """
+    path = inputs.arguments.checkpoint.with_name(RECORDING_NAME)
+    recording = load_recording(path, inputs.cnn.model)
+    if recording is None:
+        problem = (
+            f"there is no recording of this {LABEL} in {path}; make one with: "
+            "python fashionmnist.py --record"
+        )
+        if inputs.arguments.only == [RECORDING]:
+            raise UsageError(problem)
+        print(f"  skipped: {problem}")
+        return []
+    numbers, names = choose_kernels(inputs.cnn, 1)
+    epochs = [step / recording.steps_per_epoch for step in recording.steps]
+    title = f"First kernels, {inputs.subject}"
+    images = explain_plots.draw_recording(
+        list(recording.kernels[:, numbers, 0].numpy()),
+        names,
+        [f"{title}\nepoch {epoch:.1f} of {epochs[-1]:.0f}" for epoch in epochs],
+    )
+    out = inputs.arguments.out / f"{RECORDING}.gif"
+    explain_plots.save_gif(images, out)
+    return [out]
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line.
+    """Parse the command line.
 
     Raises:
-        UserMistake: when an argument is unknown, malformed or out of range.
+        UsageError: If an argument is unknown, malformed or out of range.
     """
-    parser = Parser(
-        prog="kernel_vis.py",
-        description="Show what the trained networks learned, and why they say what they say.",
-        allow_abbrev=False,
+    parser = cli.Parser(
+        "kernel_vis.py",
+        "Look inside the trained networks: kernels, feature maps, units, saliency and embedding.",
     )
+    figures = [*FIGURES, RECORDING]
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=PICTURES,
+        choices=figures,
         metavar="NAME",
-        help=f"which pictures to make, of: {', '.join(PICTURES)} (default: all; with --image FILE "
-        "those of that picture)",
+        help=f"figures to draw, of: {', '.join(figures)} (default: all; with --image FILE the "
+        "first three)",
     )
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        default=Path("outputs/cnn.pt"),
-        help="CNN that fashionmnist.py wrote; ffn.pt beside it is the FFN (default: %(default)s)",
+        default=cli.OUTPUT_FOLDER / f"{CONVOLUTIONAL}{SUFFIX}",
+        metavar="FILE",
+        help=f"weights of the {LABEL}; other models are read from its folder "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--image",
-        default="0",
+        type=parse_image,
+        default=0,
         metavar="N|FILE",
-        help="number of a test image, from 0, or a picture of your own (default: %(default)s)",
+        help="number of a test image, from 0, or an image file (default: %(default)s)",
     )
     parser.add_argument(
         "--layer",
         type=int,
         choices=range(1, BLOCK_COUNT + 1),
-        help="which convolution to show (default: 1, and 3 for top_activations)",
+        help=f"convolution to show (default: 1; {BLOCK_COUNT} in top_activations)",
     )
-    parser.add_argument(
-        "--after",
-        action="store_true",
-        help="show in image_transform_grid what is left after batch norm and ReLU",
-    )
+    help_after = "show the feature maps of image_transform_grid after batch norm and ReLU"
+    parser.add_argument("--after", action="store_true", help=help_after)
     parser.add_argument(
         "--units",
-        type=number_type(int, 0, 1_000_000),
+        type=cli.number_type(int, 0, 1_000_000),
         nargs="+",
         metavar="K",
-        help=f"which units top_activations shows (default: the {UNITS_SHOWN} most selective)",
+        help=f"units of top_activations (default: the {UNITS_SHOWN} most class-selective)",
     )
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        default=Path("data"),
-        help="folder that holds FashionMNIST/raw (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("outputs"),
-        help="folder for the pictures (default: %(default)s)",
-    )
+    cli.add_data_dir_option(parser)
+    cli.add_out_option(parser, "the figures")
     arguments = parser.parse_args(argv)
     if not arguments.only:
-        own = not arguments.image.lstrip("-").isdigit()
-        arguments.only = PICTURES_OF_ONE_IMAGE if own else list(PICTURES)
+        arguments.only = FIGURES_OF_ONE_IMAGE if isinstance(arguments.image, Path) else figures
     arguments.only = list(dict.fromkeys(arguments.only))
     return arguments
 
 
-@dataclass(frozen=True)
-class KernelChoice:
-    """The kernels of a layer that are shown, in the order in which they are.
-
-    Attributes:
-        layer: of the convolutions, from 1.
-        numbers: (K,) in their layer.
-        names: (K,) what stands above each.
-        trained, untrained: (K, height, width) tiles.
-        shown: how many of how many, in words.
-    """
-
-    layer: int
-    numbers: np.ndarray
-    names: list[str]
-    trained: np.ndarray
-    untrained: np.ndarray
-    shown: str
-
-
-def choose_kernels(checkpoint: Checkpoint, layer: int) -> KernelChoice:
-    """Choose the kernels of a layer to show, all or the largest by their norm, and order them."""
-    weights = checkpoint.model.blocks[layer - 1].conv.weight.detach().numpy()
-    norms = np.linalg.norm(weights.reshape(len(weights), -1), axis=1)
-    chosen = np.sort(np.argsort(-norms, kind="stable")[:MAX_TILES])
-    tiles, slices = explain.kernel_tiles(checkpoint.model, layer)
-    order, kinds = explain.order_kernels(tiles[chosen])
-    numbers = chosen[order]
-    before = explain.untrained_model(checkpoint).blocks[layer - 1].conv.weight.detach().numpy()
-    shown = f"{len(numbers)} kernels"
-    if len(numbers) < len(weights):
-        shown = f"the {len(numbers)} largest of {len(weights)} kernels"
-    if weights.shape[1] > 1:
-        shown += f", each by the strongest of its {weights.shape[1]} slices"
-    return KernelChoice(
-        layer=layer,
-        numbers=numbers,
-        names=[
-            explain_plots.kernel_name(number, kind)
-            for number, kind in zip(numbers, kinds, strict=True)
-        ],
-        trained=tiles[numbers],
-        untrained=before[numbers, slices[numbers]],
-        shown=shown,
-    )
-
-
-def save(scene: Scene, name: str, figure: plots.Figure) -> list[Path]:
-    """Write a figure to the output folder; return the file in a list."""
-    path = scene.arguments.out / name
-    plots.save_figure(figure, path)
-    return [path]
-
-
-def make_kernel_grid(scene: Scene) -> list[Path]:
-    """Write what the kernels of a layer look for."""
-    kernels = scene.kernels
-    figure = explain_plots.draw_kernels(
-        kernels.trained,
-        kernels.untrained,
-        kernels.names,
-        f"What does convolution {kernels.layer} look for?\n{kernels.shown}; {scene.trained_on}",
-    )
-    return save(scene, "kernel_grid.png", figure)
-
-
-def make_image_transform_grid(scene: Scene) -> list[Path]:
-    """Write what each of these kernels sees in the picture."""
-    kernels, progression = scene.kernels, scene.progression
-    picture, caption = scene.picture
-    after = scene.arguments.after
-    maps = (progression.rectified if after else progression.responses)[kernels.layer - 1]
-    question = f"What does each kernel of convolution {kernels.layer} see in this picture?"
-    if after:
-        question += "\nWhat is left after batch norm and ReLU, before pooling"
-    figure = explain_plots.draw_image_transform(
-        picture,
-        maps[kernels.numbers],
-        kernels.names,
-        not after,
-        f"{question}\n{caption}; {kernels.shown.split(',')[0]}; {scene.trained_on}",
-    )
-    return save(scene, "image_transform_grid.png", figure)
-
-
-def make_feature_progression(scene: Scene) -> list[Path]:
-    """Write how the picture turns into a decision."""
-    picture, caption = scene.picture
-    figure = explain_plots.draw_progression(
-        picture,
-        scene.progression,
-        "How does the picture turn into a decision?\n"
-        f"{caption}, taken for {scene.verdict}; {scene.trained_on}",
-    )
-    return save(scene, "feature_progression.png", figure)
-
-
-def check_units(scene: Scene) -> int:
-    """Return how many units the layer of the strongest activations has.
-
-    Raises:
-        UserMistake: when one is asked for that is not among them.
-    """
-    layer = scene.arguments.layer or BLOCK_COUNT
-    count = scene.cnn.model.blocks[layer - 1].conv.out_channels
-    for unit in scene.arguments.units or ():
-        if unit >= count:
-            raise UserMistake(f"--units {unit}: those of layer {layer} are 0 to {count - 1}")
-    return count
-
-
-def make_top_activations(scene: Scene) -> list[Path]:
-    """Write which test images excite the units of a layer most."""
-    arguments, dataset = scene.arguments, scene.dataset
-    layer, count = arguments.layer or BLOCK_COUNT, check_units(scene)
-    units = explain.find_units(
-        scene.cnn,
-        dataset.test_images,
-        dataset.test_labels,
-        layer,
-        UNITS_SHOWN,
-        IMAGES_PER_UNIT,
-        arguments.units,
-    )
-    which = "" if arguments.units else f"the {len(units)} most selective of "
-    figure = explain_plots.draw_top_activations(
-        units,
-        dataset.test_images.numpy(),
-        dataset.test_labels.numpy(),
-        f"What does each unit of block {layer} look for?\n"
-        f"{which}{count} units, and the {IMAGES_PER_UNIT} test images that excite each most; "
-        f"bright: the patch that does\n"
-        f"(above each: the true class and the activation; {scene.trained_on})",
-    )
-    return save(scene, "top_activations.png", figure)
-
-
-def make_saliency(scene: Scene) -> list[Path]:
-    """Write which pixels decided, for images that the models get right and wrong."""
-    dataset = scene.dataset
-    images, labels = dataset.test_images.numpy(), dataset.test_labels.numpy()
-    probabilities = {
-        name: explain.class_probabilities(model, images) for name, model in scene.models.items()
-    }
-    examples = choose_saliency_examples(probabilities, labels)
-    pictures = images[[index for index, _ in examples]]
-    explanations = [
-        {
-            name: explain_picture(model, images[index], probabilities[name][index])
-            for name, model in scene.models.items()
-        }
-        for index, _ in examples
-    ]
-    heads = [
-        f"test image {index}: {CLASS_NAMES[labels[index]]}\n{case}" for index, case in examples
-    ]
-    figure = explain_plots.draw_saliency(
-        pictures,
-        heads,
-        explanations,
-        "Which pixels decided?\n"
-        f"red speaks for the class that a model sees, blue against it; {scene.trained_on}",
-    )
-    return save(scene, "saliency.png", figure)
-
-
-def choose_saliency_examples(
-    probabilities: dict[str, np.ndarray], labels: np.ndarray
-) -> list[tuple[int, str]]:
-    """Choose test images that show the cases of SALIENCY_CASES, or right and wrong of one model.
-
-    Of each case those that are nearest to SALIENCY_SURETY, of different classes.
-
-    Args:
-        probabilities: (N, 10) of each model.
-        labels: (N,), the true classes.
-
-    Returns:
-        The images' numbers, each with its case in words.
-    """
-    right = {name: values.argmax(1) == labels for name, values in probabilities.items()}
-    surety = np.min([values.max(1) for values in probabilities.values()], axis=0)
-    cases = [
-        (case, (right["ffn"] == ffn) & (right["cnn"] == cnn), count)
-        for case, (ffn, cnn), count in SALIENCY_CASES
-        if "ffn" in right
-    ] or [("right", right["cnn"], 3), ("wrong", ~right["cnn"], 3)]
-    chosen: list[tuple[int, str]] = []
-    for case, fits, count in cases:
-        seen: set[int] = {int(labels[index]) for index, _ in chosen}
-        candidates = np.flatnonzero(fits)
-        distance = np.abs(surety[candidates] - SALIENCY_SURETY)
-        for index in candidates[np.argsort(distance, kind="stable")]:
-            if count and int(labels[index]) not in seen:
-                chosen.append((int(index), case))
-                seen.add(int(labels[index]))
-                count -= 1
-    return chosen
-
-
-def explain_picture(
-    checkpoint: Checkpoint, picture: np.ndarray, probabilities: np.ndarray
-) -> Explanation:
-    """Explain a model's likeliest class for a picture, uint8 (28, 28), by its pixels."""
-    label = int(probabilities.argmax())
-    return Explanation(
-        label,
-        float(probabilities[label]),
-        explain.occlusion(checkpoint, picture, label),
-        explain.integrated_gradients(checkpoint, picture, label),
-    )
-
-
-def make_embedding(scene: Scene) -> list[Path]:
-    """Write how the classes lie in the last hidden layer of each model."""
-    places, predictions = {}, {}
-    for name, model in scene.models.items():
-        features, predictions[name] = explain.last_hidden(model, scene.dataset.test_images)
-        places[name] = explain.embed(features)
-    labels = scene.dataset.test_labels.numpy()
-    figure = explain_plots.draw_embedding(
-        places,
-        predictions,
-        labels,
-        f"How do the classes lie?\nthe last hidden layer over {len(labels):,} test images; "
-        f"{scene.trained_on}",
-    )
-    return save(scene, "embedding.png", figure)
-
-
-def make_training(scene: Scene) -> list[Path]:
-    """Write the first kernels from the first step to the last, if the training kept them.
-
-    Raises:
-        UserMistake: when it did not, and the picture was asked for by name.
-    """
-    path = scene.arguments.checkpoint.with_name(RECORDING)
-    recording = load_recording(path, scene.cnn)
-    if recording is None:
-        advice = f"{path} holds no recording of this CNN; python fashionmnist.py --record makes one"
-        if scene.arguments.only == ["training"]:
-            raise UserMistake(advice)
-        print(f"  left out: {advice}")
-        return []
-    kernels = choose_kernels(scene.cnn, 1)
-    heads = [
-        f"The first kernels while learning {TITLES[scene.cnn.dataset]}\n"
-        f"epoch {step / recording.steps_per_epoch:.1f} of "
-        f"{recording.steps[-1] / recording.steps_per_epoch:.0f}"
-        for step in recording.steps
-    ]
-    frames = recording.kernels[:, kernels.numbers, 0].numpy()
-    images = explain_plots.draw_recording(frames, kernels.names, heads)
-    out = scene.arguments.out / "training.gif"
-    explain_plots.save_gif(images, out)
-    return [out]
-
-
-PICTURES: dict[str, Callable[[Scene], list[Path]]] = {
-    "kernel_grid": make_kernel_grid,
-    "image_transform_grid": make_image_transform_grid,
-    "feature_progression": make_feature_progression,
-    "top_activations": make_top_activations,
-    "saliency": make_saliency,
-    "embedding": make_embedding,
-    "training": make_training,
-}
-# Those that are about one image, and need no dataset when that is a file.
-PICTURES_OF_ONE_IMAGE = ["kernel_grid", "image_transform_grid", "feature_progression"]
+def parse_image(text: str) -> int | Path:
+    """Convert the value of --image for argparse: an integer, or else a path."""
+    try:
+        return int(text)
+    except ValueError:
+        return Path(text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run(parse_arguments, main))

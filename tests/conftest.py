@@ -1,4 +1,4 @@
-"""What the tests share: small datasets, and the real one where it is at hand."""
+"""Fixtures of all tests: small datasets, and the real one if it is available."""
 
 import gzip
 import hashlib
@@ -15,26 +15,28 @@ import pytest
 import torch
 from torchvision.datasets import FashionMNIST
 
-import data
-import synthetic
-from training import RECIPES, Trainer, checkpoint_content, save_recording, write_tensors
+from fashion import data, download, synthetic
+from fashion.checkpoint import RECORDING_NAME, SUFFIX, save_recording
+from fashion.runs import save_weights, score
+from fashion.training import Trainer
+from models import MODELS
 
-# The folder that holds FashionMNIST/raw; the tests on real data are skipped where there is none.
+# Contains FashionMNIST/raw. Tests on the real data are skipped without it.
 REAL_DATA = Path(os.environ.get("FASHION_MNIST_DIR", Path(__file__).parent.parent / "data"))
-# Nothing listens there: a connection is refused at once.
+# Nothing listens there: connections are refused immediately.
 CLOSED_ADDRESS = "http://127.0.0.1:9/"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="run the fault trials in their long form")
+    parser.addoption("--long", action="store_true", help="run the long form of the fault trials")
 
 
 @pytest.fixture
 def real_archives(tmp_path):
-    """A data folder of the test's own with the four real archives."""
+    """A temporary data folder with the four real archives."""
     source = REAL_DATA / "FashionMNIST" / "raw"
     if not all((source / archive).exists() for archive, _ in FashionMNIST.resources):
-        pytest.skip(f"no Fashion-MNIST archives in {source}; name their folder: FASHION_MNIST_DIR")
+        pytest.skip(f"no Fashion-MNIST archives in {source}; set FASHION_MNIST_DIR to their folder")
     raw = tmp_path / "data" / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for archive, _ in FashionMNIST.resources:
@@ -44,13 +46,13 @@ def real_archives(tmp_path):
 
 @pytest.fixture(scope="session")
 def drawn():
-    """The drawn stand-in, drawn once for all tests."""
+    """The stand-in dataset."""
     return synthetic.draw_dataset(data.SYNTHETIC_SEED)
 
 
 @pytest.fixture
 def quick_drawing(monkeypatch, drawn):
-    """Let whoever draws the stand-in get the one already drawn."""
+    """Draw the stand-in only once for all tests."""
     monkeypatch.setattr(synthetic, "draw_dataset", lambda seed: drawn)
 
 
@@ -75,27 +77,28 @@ def tiny_dataset(drawn):
 
 @pytest.fixture(scope="session")
 def trained_folder(tmp_path_factory, tiny_dataset):
-    """A folder with both models, trained for some epochs on the stand-in, and a recording."""
+    """A folder with all models, trained for some epochs on the stand-in, and a recording."""
     folder = tmp_path_factory.mktemp("trained")
-    for name, recipe in RECIPES.items():
-        short = replace(recipe, epochs=4, batch_size=50)
-        trainer = Trainer(name, tiny_dataset, short, 0, torch.float32, record=name == "cnn")
+    for name, network in MODELS.items():
+        short = replace(network.recipe, epochs=4, batch_size=50)
+        trainer = Trainer(network, tiny_dataset, short, 0, torch.float32, record=name == "cnn")
         while not trainer.finished:
             trainer.train_epoch()
-        write_tensors(folder / f"{name}.pt", checkpoint_content(trainer))
-    save_recording(trainer, folder / "recording.pt")
+        save_weights(folder / f"{name}{SUFFIX}", score(trainer, name))
+        if trainer.frames:
+            save_recording(folder / RECORDING_NAME, trainer.frames, trainer.steps_per_epoch)
     return folder
 
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Let torchvision's own address be one where nothing listens."""
+    """Replace torchvision's own address by one where nothing listens."""
     monkeypatch.setattr(FashionMNIST, "mirrors", [CLOSED_ADDRESS])
 
 
 @pytest.fixture
 def small_files(monkeypatch, no_network):
-    """Four small archives, known by name, that count as Fashion-MNIST in this test."""
+    """Four small archives by name, accepted as Fashion-MNIST in this test."""
     generator = np.random.default_rng(0)
     archives = {}
     resources = []
@@ -108,7 +111,7 @@ def small_files(monkeypatch, no_network):
             content = header + array.tobytes()
             archives[name] = gzip.compress(content, mtime=0)
             resources.append((f"{name}.gz", hashlib.md5(archives[name]).hexdigest()))
-            monkeypatch.setitem(data.EXTRACTED_MD5, name, hashlib.md5(content).hexdigest())
+            monkeypatch.setitem(download.EXTRACTED_MD5, name, hashlib.md5(content).hexdigest())
     monkeypatch.setattr(FashionMNIST, "resources", resources)
     return archives
 
@@ -125,10 +128,10 @@ def small_folder(tmp_path, small_files):
 
 @pytest.fixture
 def serve():
-    """Start servers on 127.0.0.1: serve(answer) returns the address of one.
+    """Start servers on 127.0.0.1: serve(answer) returns an address.
 
-    answer(name, handler) returns the content of the file asked for, or None for 404, or answers
-    through the handler itself and returns b"".
+    answer(name, handler) returns the content of the requested file, None for 404, or b"" after
+    answering through the handler itself.
     """
     servers = []
 
@@ -145,11 +148,11 @@ def serve():
                     self.wfile.write(content)
 
             def log_message(self, *_):
-                """Say nothing."""
+                """Print nothing."""
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
-        # shutdown waits for the end of an interval, half a second by default.
+        # shutdown waits for the end of a polling interval, half a second by default.
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}/"
@@ -162,5 +165,5 @@ def serve():
 
 @pytest.fixture(autouse=True)
 def own_random_numbers():
-    """Give each test the same random numbers, whichever ran before it."""
+    """Give each test the same random numbers, independent of other tests."""
     torch.manual_seed(0)

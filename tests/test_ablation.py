@@ -5,66 +5,96 @@ import pytest
 import torch
 from torch import nn
 
-import ablation
-from ablation import INGREDIENTS
-from layers import Dropout
-from training import MODELS, RECIPES, Trainer, predict_logits
+from experiments import ablation, timing
+from experiments.ablation import INGREDIENTS
+from fashion import cli
+from fashion.data import FASHION_MNIST, load_dataset
+from fashion.evaluation import predict_logits
+from fashion.layers import Dropout
+from fashion.training import Trainer
+from models import MODELS
+
+SMALL = {"ffn": {"widths": (32, 24, 16, 12)}, "cnn": {"channels": (2, 2, 2), "widths": (16, 12)}}
 
 
-def make_trainer(name, dataset):
-    recipe = replace(RECIPES[name], epochs=1, batch_size=50)
-    return Trainer(name, dataset, recipe, 0, torch.float32)
+def run(*arguments):
+    return cli.run(ablation.parse_arguments, ablation.main, [str(each) for each in arguments])
 
 
-def test_ablation_writes_a_row_of_each_ingredient(small_folder, tmp_path, monkeypatch, capsys):
+def make_trainer(name, folder, precision=torch.float32):
+    dataset = load_dataset(FASHION_MNIST, folder)
+    return Trainer(MODELS[name], dataset, MODELS[name].recipe, 0, precision)
+
+
+def test_table_has_a_row_for_each_ingredient(small_folder, tmp_path, monkeypatch, capsys):
+    for name, network in MODELS.items():
+        monkeypatch.setattr(network, "recipe", replace(network.recipe, model=SMALL[name]))
     monkeypatch.setattr(ablation, "EPOCHS", {"ffn": 1, "cnn": 1})
     monkeypatch.setattr(ablation, "TIMING_ROUNDS", 1)
-    monkeypatch.setattr(ablation, "GROWTH_STEPS", 1)
+    monkeypatch.setattr(ablation, "time_steps", lambda trainer: timing.time_steps(trainer, 1))
+    monkeypatch.setattr(timing, "WARM_UP_STEPS", 0)
     out = tmp_path / "out"
-    assert ablation.main(["--seeds", "2", "--data-dir", str(small_folder), "--out", str(out)]) == 0
+    assert run("--seeds", 2, "--data-dir", small_folder, "--out", out) == 0
     printed = capsys.readouterr().out
     result = json.loads((out / "ablation.json").read_text())
     for name in MODELS:
         expected = [each for each in INGREDIENTS if name in each.models]
         rows = result[name]
-        assert list(rows) == ["nothing, the whole recipe", *(each.name for each in expected)]
-        whole = rows.pop("nothing, the whole recipe")["accuracy"]["values"]
+        assert list(rows) == [ablation.COMPLETE.name, *(each.name for each in expected)]
+        complete = rows.pop(ablation.COMPLETE.name)["accuracy"]["values"]
         for ingredient in expected:
             row = rows[ingredient.name]
-            assert row["time_ratio"] > 0 and ingredient.name in printed
+            assert f"{row['time_ratio']:.2f}x" in printed and ingredient.name in printed
             assert ("accuracy" in row) == ingredient.learns
             if ingredient.learns:
                 without = row["accuracy"]["values"]
-                differences = [b - a for a, b in zip(whole, without, strict=True)]
+                differences = [b - a for a, b in zip(complete, without, strict=True)]
                 assert row["difference"]["values"] == pytest.approx(differences)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
-def test_every_setting_left_out_is_one_that_the_recipe_has(name):
-    for ingredient in INGREDIENTS:
-        if name in ingredient.models:
-            assert ingredient.settings or ingredient.change
-            for setting, value in ingredient.settings.items():
-                assert getattr(RECIPES[name], setting) != value
+@pytest.mark.parametrize("ingredient", INGREDIENTS, ids=lambda each: each.name)
+def test_ingredient_is_part_of_the_recipes_and_left_out(ingredient):
+    assert ingredient.settings or ingredient.change
+    for name in ingredient.models:
+        for setting, value in ingredient.settings.items():
+            assert getattr(MODELS[name].recipe, setting) != value
 
 
-def test_torch_dropout_takes_the_place_of_ours(tiny_dataset):
-    trainer = make_trainer("ffn", tiny_dataset)
-    ablation.use_torch_dropout(trainer)
+def test_time_ratio_is_relative_to_the_complete_step(small_folder, monkeypatch):
+    def time_steps(trainer):
+        return 3.0 if trainer.recipe.label_smoothing == 0 else 2.0
+
+    monkeypatch.setattr(ablation, "time_steps", time_steps)
+    dataset = load_dataset(FASHION_MNIST, small_folder)
+    ingredient = next(each for each in INGREDIENTS if each.name == "label smoothing")
+    assert ablation.compare_steps("ffn", dataset, ingredient) == 1.5
+
+
+def test_torch_dropout_replaces_ours(small_folder):
+    ingredient = next(each for each in INGREDIENTS if each.change is ablation.use_torch_dropout)
+    dataset = load_dataset(FASHION_MNIST, small_folder)
+    trainer = ablation.make_trainer("ffn", dataset, ingredient, 0)
     layers = [layer for layer in trainer.model.modules() if isinstance(layer, nn.Dropout)]
     assert len(layers) == 4 and not any(isinstance(layer, Dropout) for layer in layers)
 
 
-def test_pooling_last_gives_the_same_answers(tiny_dataset):
-    trainer = make_trainer("cnn", tiny_dataset)
-    arguments = tiny_dataset.images[:20], 0.3, 0.3, torch.float32
+def test_pooling_last_gives_the_same_logits(small_folder):
+    trainer = make_trainer("cnn", small_folder)
+    arguments = trainer.dataset.images[:20], 0.3, 0.3, torch.float32
     first = predict_logits(trainer.model, *arguments)
     ablation.pool_last(trainer)
-    # Batch norm with a positive scale, and ReLU, keep the order of values, and so the largest.
+    assert all(isinstance(block[-1], nn.MaxPool2d) for block in trainer.model.blocks)
+    # Batch norm with positive scales and ReLU preserve the order of values, and so the maximum.
     assert torch.allclose(predict_logits(trainer.model, *arguments), first, atol=1e-5)
 
 
-def test_float32_reaches_the_optimizer(tiny_dataset):
-    trainer = Trainer("cnn", tiny_dataset, RECIPES["cnn"], 0, torch.bfloat16)
+def test_float32_reaches_the_optimizer(small_folder):
+    trainer = make_trainer("cnn", small_folder, torch.bfloat16)
     ablation.use_float32(trainer)
     assert trainer.precision == trainer.optimizers[0].precision == torch.float32
+
+
+def test_invalid_argument_is_rejected(capsys):
+    assert run("--seeds", 0) == 2
+    error = capsys.readouterr().err
+    assert "--seeds" in error and "see python -m experiments.ablation --help" in error

@@ -1,6 +1,9 @@
 import json
+import subprocess
 import sys
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,67 +11,83 @@ import torch
 from PIL import Image
 from torch import nn
 
-import benchmark
-from files import WorldFault
-from muon import ITERATIONS
-from training import MODELS, RECIPES, Trainer
+import fashionmnist
+from experiments import benchmark
+from fashion import cli, report
+from fashion.data import FASHION_MNIST, load_dataset
+from fashion.files import RunError
+from fashion.muon import ITERATIONS
+from fashion.training import Trainer
+from models import MODELS
 
-KEYS = {
-    "classic_images_per_second",
-    "images_per_second",
-    "ratio",
-    "time_to_accuracy_ratio",
-    "share_of_peak",
-}
 CPU = torch.device("cpu")
+SMALL = {"ffn": {"widths": (64, 48, 36, 24)}, "cnn": {"channels": (2, 2, 2), "widths": (16, 12)}}
+
+
+def run(*arguments):
+    return cli.run(benchmark.parse_arguments, benchmark.main, [str(each) for each in arguments])
 
 
 @pytest.fixture
-def small_benchmark(small_folder, tmp_path, monkeypatch, capsys):
-    """A whole benchmark on small files, in little time: its folder and what it printed.
+def stub_script(tmp_path, monkeypatch):
+    """Replace the main script: stub_script(code) sets what its stand-in executes."""
+    script = tmp_path / "fashionmnist.py"
+    monkeypatch.setattr(benchmark, "MAIN_SCRIPT", script)
+    return script.write_text
 
-    What it starts as processes of their own is left out: they would not know the small files.
-    """
+
+def test_all_measurements_are_written_and_printed(small_folder, tmp_path, monkeypatch, capsys):
+    # Processes of their own would not know the small files.
     monkeypatch.setattr(benchmark, "measure_start", lambda *_: 3.0)
-    monkeypatch.setattr(benchmark, "measure_memory", lambda *_: 10**9)
-    monkeypatch.setattr(benchmark, "GROWTH_IMAGES", (100, 200))
-    monkeypatch.setattr(benchmark, "GROWTH_FACTORS", (0.5, 1))
-    monkeypatch.setattr(benchmark, "GROWTH_STEPS", 1)
+    monkeypatch.setattr(benchmark, "measure_memory", lambda *_: None)
+    for name, network in MODELS.items():
+        monkeypatch.setattr(network, "recipe", replace(network.recipe, model=SMALL[name]))
+    monkeypatch.setattr(benchmark, "MATRIX_SIZE", 64)
+    monkeypatch.setattr(benchmark, "IMAGE_COUNTS", (100, 200))
+    monkeypatch.setattr(benchmark, "WIDTH_FACTORS", (0.5, 1))
     out = tmp_path / "out"
-    arguments = ["--epochs", "2", "--data-dir", small_folder, "--out", out]
-    assert benchmark.main([str(argument) for argument in arguments]) == 0
-    return out, capsys.readouterr().out
-
-
-def test_benchmark_writes_its_figures_and_prints_them(small_benchmark):
-    out, printed = small_benchmark
+    assert run("--epochs", 2, "--data-dir", small_folder, "--out", out) == 0
+    printed = capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == {"benchmark.json", "benchmark.png"}
+    assert np.asarray(Image.open(out / "benchmark.png").convert("L")).std() > 10
+    assert "not measured" in printed
     result = json.loads((out / "benchmark.json").read_text())
     for name in MODELS:
         figures = result[name]
-        assert set(figures) > KEYS
-        for key in KEYS - {"time_to_accuracy_ratio"}:
-            assert figures[key] > 0
         assert len(figures["ratios"]) == 2
         assert set(figures["growth"]["seconds_by_images"]) == {"100", "200"}
+        assert set(figures["growth"]["seconds_by_width"]) == {"0.5", "1"}
+        assert figures["optimizer_share_of_flops"] > 0 or MODELS[name].recipe.optimizer == "adamw"
         reached = figures["sprint_test_accuracy"] >= figures["classic_test_accuracy"]
         assert (figures["time_to_accuracy_ratio"] is not None) == reached
-        assert f"{figures['images_per_second']:,.0f}" in printed
-    assert np.asarray(Image.open(out / "benchmark.png").convert("L")).std() > 10
+        for key in ("images_per_second", "classic_images_per_second"):
+            assert f"{figures[key]:,.0f}" in printed
 
 
-def test_operations_of_a_training_step_are_counted_by_hand_for_the_ffn():
-    model = MODELS["ffn"](**RECIPES["ffn"].model)
+def test_epochs_are_timed_without_validation(small_folder, monkeypatch):
+    monkeypatch.setattr(Trainer, "validate", None)
+    recipe = replace(MODELS["ffn"].recipe, batch_size=50)
+    dataset = load_dataset(FASHION_MNIST, small_folder)
+    trainer = Trainer(MODELS["ffn"], dataset, recipe, 0, torch.float32)
+    ticks = iter([10.0, 12.5, 20.0, 21.0])
+    monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert benchmark.time_epoch(trainer) == 2.5
+    assert benchmark.time_epoch(trainer) == 1.0
+    assert trainer.schedules[0].last_epoch == 2 * trainer.steps_per_epoch
+
+
+def test_operations_of_the_ffn_match_a_count_by_hand():
+    model = MODELS["ffn"]()
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     weights = [layer.weight.numel() for layer in layers]
-    # Forward, gradient of the weights, and of the inputs except for the images.
-    expected = 2 * (3 * sum(weights) - weights[0])
-    assert benchmark.count_network_flops(model) == expected
+    # Forward, gradient of the weights, and gradient of the inputs except for the images.
+    assert benchmark.count_network_flops(model) == 2 * (3 * sum(weights) - weights[0])
 
 
-def test_operations_of_a_whole_step_include_the_optimizers(tiny_dataset):
-    recipe = replace(RECIPES["ffn"], batch_size=100, optimizer="muon")
-    trainer = Trainer("ffn", tiny_dataset, recipe, 0, torch.float32)
+def test_operations_of_a_step_include_the_optimizer(small_folder):
+    recipe = replace(MODELS["ffn"].recipe, batch_size=100, optimizer="muon")
+    dataset = load_dataset(FASHION_MNIST, small_folder)
+    trainer = Trainer(MODELS["ffn"], dataset, recipe, 0, torch.float32)
     network = benchmark.count_network_flops(trainer.model)
     muon = 0
     for weight in trainer.optimizers[0].param_groups[0]["params"]:
@@ -78,37 +97,64 @@ def test_operations_of_a_whole_step_include_the_optimizers(tiny_dataset):
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_step_is_timed_over_as_many_epochs_as_it_takes(tiny_dataset, name):
-    recipe = replace(RECIPES[name], batch_size=100)
-    trainer = Trainer(name, tiny_dataset, recipe, 0, torch.float32)
-    assert trainer.steps == 5
-    assert 0 < benchmark.time_steps(trainer, 8) < 60
+def test_widened_networks_keep_layers_and_dropout(name):
+    plain, wider = MODELS[name](), MODELS[name](**benchmark.widen(MODELS[name], 2).model)
+    assert wider.arguments["dropout"] == plain.arguments["dropout"]
+    assert wider.arguments["widths"] == [2 * width for width in plain.arguments["widths"]]
+    assert [type(layer) for layer in wider.modules()] == [type(layer) for layer in plain.modules()]
 
 
-@pytest.mark.parametrize("name", list(MODELS))
-def test_widened_networks_keep_their_layers(name):
-    recipe = RECIPES[name]
-    wider = benchmark.widen(recipe, 2)
-    assert wider.model["dropout"] == recipe.model["dropout"]
-    assert wider.model["widths"] == tuple(2 * width for width in recipe.model["widths"])
-    assert MODELS[name](**wider.model)
+def test_peak_is_computed_from_the_fastest_product(monkeypatch):
+    ticks = iter([0.0, 4.0, 10.0, 12.0, 20.0, 23.0])  # 4, 2 and 3 seconds
+    monkeypatch.setattr(benchmark, "MATRIX_SIZE", 10)
+    monkeypatch.setattr(benchmark, "PEAK_REPEATS", 3)
+    monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert benchmark.measure_peak(torch.float32, CPU) == 2 * 10**3 / 2
 
 
-def test_start_is_timed_on_the_real_script_and_data(real_archives):
-    assert 0 < benchmark.measure_start(real_archives, CPU) < 600
+def test_start_ends_with_the_row_of_the_first_epoch(small_folder, tmp_path, stub_script, capsys):
+    dataset = load_dataset(FASHION_MNIST, small_folder)
+    recipe = replace(MODELS["ffn"].recipe, epochs=1)
+    trainer = Trainer(MODELS["ffn"], dataset, recipe, 0, torch.float32)
+    trainer.train_epoch()
+    report.print_epoch(trainer)
+    row = capsys.readouterr().out
+    given = tmp_path / "arguments"
+    stub_script(
+        "import pathlib, sys, time\n"
+        f"pathlib.Path({str(given)!r}).write_text('\\n'.join(sys.argv[1:]))\n"
+        f"print({row!r}, end='', flush=True)\n"
+        "time.sleep(1.5)\n"
+    )
+    start = time.perf_counter()
+    seconds = benchmark.measure_start(small_folder, CPU)
+    assert 0 < seconds < time.perf_counter() - start - 1
+    arguments = fashionmnist.parse_arguments(given.read_text().splitlines())
+    assert (arguments.models, arguments.epochs) == (["ffn"], 1)
+    assert arguments.limit == MODELS["ffn"].recipe.batch_size
+    assert arguments.data_dir == small_folder and arguments.device == "cpu"
 
 
-def test_script_that_fails_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(WorldFault, match="exit status 1"):
-        list(benchmark.run_main_script(tmp_path, CPU))
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not report it")
+def test_memory_is_the_peak_of_the_main_script(tmp_path, stub_script):
+    stub_script("pixels = bytearray(300_000_000)\nprint('   1/1  ')\n")
+    assert benchmark.measure_memory(tmp_path, CPU) > 300_000_000
 
 
-def test_peak_is_a_plausible_number_of_operations():
-    assert 1e8 < benchmark.measure_peak(torch.float32, CPU) < 1e16
+def test_memory_is_not_measured_on_windows(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert benchmark.measure_memory(tmp_path, CPU) is None
 
 
-@pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--device", "tpu"], ["--nonsense"]])
-def test_wrong_argument_is_refused(arguments, capsys):
-    assert benchmark.main(arguments) == 2
-    assert arguments[0] in capsys.readouterr().err
+def test_failing_script_is_an_error(tmp_path, stub_script):
+    stub_script("import sys\nprint('   1/1  ')\nsys.exit(3)")
+    with pytest.raises(RunError, match=r"fashionmnist\.py failed with exit status 3"):
+        benchmark.run_main_script(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--nonsense"]])
+def test_invalid_argument_is_rejected(arguments, capsys):
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert arguments[0] in error and "see python -m experiments.benchmark --help" in error

@@ -2,46 +2,80 @@ import csv
 import io
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-import comparison
 from cnn import CNN
-from data import CLASS_NAMES
+from fashion import comparison
+from fashion.data import CLASS_NAMES
+from fashion.evaluation import evaluate
+from fashion.runs import Run
 from ffn import FFN
-from runs import score
-from training import RECIPES, Trainer
+
+CPU = torch.device("cpu")
+
+
+def make_run(name, seed, dataset, wrong):
+    """Return a run of an FFN that is wrong on the first images, and certain of everything."""
+    truth = dataset.test_labels
+    predictions = torch.where(torch.arange(len(truth)) < wrong, (truth + 1) % 10, truth)
+    test_logits = certain_logits(predictions)
+    return Run(
+        name=name,
+        network=FFN,
+        identity={},
+        weights={},
+        metadata={"seed": seed, "arguments": {"widths": [64, 48, 32, 16], "dropout": 0.0}},
+        history=[{"validation_accuracy": 0.25}, {"validation_accuracy": 0.5 + seed / 10}],
+        epoch_seconds=[1.0, 2.0 + seed],
+        validation_logits=certain_logits(dataset.labels[dataset.validation_indices]),
+        test_logits=test_logits,
+        test=evaluate(test_logits, truth),
+        flip_averaged_accuracy=0.75 + seed / 10,
+        tested_at=f"2026-01-0{seed + 1}T00:00:00+00:00",
+    )
+
+
+def certain_logits(predictions):
+    return 20 * F.one_hot(predictions, 10).float()
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_dataset):
-    """Two runs of one short epoch of each model."""
+    """Two runs of each of three models, with known mistakes among the 200 test images."""
+    wrong = {"narrow": (60, 40), "wide": (20, 10), "deep": (20, 30)}
     return {
-        name: [score(train(name, seed, tiny_dataset)) for seed in (0, 1)] for name in ("ffn", "cnn")
+        name: [make_run(name, seed, tiny_dataset, count) for seed, count in enumerate(counts)]
+        for name, counts in wrong.items()
     }
 
 
-def train(name, seed, dataset):
-    trainer = Trainer(name, dataset, replace(RECIPES[name], epochs=1), seed, torch.float32)
-    trainer.train_epoch()
-    return trainer
+@pytest.fixture
+def short_latency(monkeypatch):
+    """Measure the latency of small batches only once."""
+    monkeypatch.setattr(comparison, "LATENCY_BATCHES", (1, 3))
+    monkeypatch.setattr(comparison, "LATENCY_REPEATS", 1)
 
 
-# Statistics, against values worked out by hand or from printed tables
+# Statistics, compared with values worked out by hand or from printed tables
 
 
 def test_mean_deviation_and_students_interval():
     summary = comparison.summarize_values([1.0, 2.0, 3.0])
-    assert (summary["mean"], summary["std"], summary["min"], summary["max"]) == (2, 1, 1, 3)
-    # 4.3027: Student's t for 2 degrees of freedom and 95 %, two-sided.
+    # Student's t for 2 degrees of freedom and 95 %, two-sided, is 4.3027.
     half = 4.302653 / np.sqrt(3)
-    assert summary["ci95"] == pytest.approx([2 - half, 2 + half], abs=1e-5)
+    assert summary.pop("ci95") == pytest.approx([2 - half, 2 + half], abs=1e-5)
+    assert summary == {"values": [1, 2, 3], "mean": 2, "std": 1, "min": 1, "max": 3}
 
 
 def test_one_value_has_no_interval_and_equal_values_a_point():
-    assert comparison.summarize_values([0.9])["ci95"] is None
+    one = comparison.summarize_values([0.9])
+    assert one["ci95"] is None and one["std"] is None
     assert comparison.summarize_values([0.5, 0.5])["ci95"] == [0.5, 0.5]
 
 
@@ -51,6 +85,11 @@ def test_paired_difference_is_second_minus_first():
     # t = 0.2 / (0.1 / sqrt(3)) = 3.4641 with 2 degrees of freedom: p = 1 - t / sqrt(2 + t * t).
     t = 2 * np.sqrt(3)
     assert paired["p_value"] == pytest.approx(1 - t / np.sqrt(2 + t * t))
+
+
+@pytest.mark.parametrize("differences", [[0.125], [0.25, 0.25]])
+def test_differences_without_deviation_cannot_be_tested(differences):
+    assert comparison.compare_paired([0.0] * len(differences), differences)["p_value"] is None
 
 
 def test_mcnemar_is_the_exact_binomial_test():
@@ -69,33 +108,6 @@ def test_seeds_needed_are_those_of_cohens_table(effect, needed):
     assert comparison.seeds_needed(std=1.0, difference=effect) == needed
 
 
-def test_calibration_by_hand():
-    probabilities = np.full((4, 10), 0.0)
-    for row, confidence in enumerate([0.9, 0.92, 0.6, 0.62]):
-        probabilities[row] = (1 - confidence) / 9
-        probabilities[row, 0] = confidence
-    labels = np.array([0, 0, 0, 5])
-    calibration = comparison.calibrate(probabilities, labels)
-    assert calibration.confidence == pytest.approx([0.61, 0.91])
-    assert calibration.accuracy == pytest.approx([0.5, 1.0])
-    assert calibration.share == pytest.approx([0.5, 0.5])
-    assert calibration.error == pytest.approx(0.5 * 0.11 + 0.5 * 0.09)
-
-
-def test_perfect_confidence_has_a_bin():
-    assert comparison.calibrate(np.eye(10), np.arange(10)).error == 0
-
-
-def test_precision_recall_and_f1_by_hand():
-    matrix = np.zeros((10, 10))
-    matrix[0, :2] = 6, 2
-    matrix[1, :2] = 4, 8
-    scores = comparison.scores_by_class(matrix)
-    assert scores["precision"][:3] == pytest.approx([0.6, 0.8, 0])
-    assert scores["recall"][:3] == pytest.approx([0.75, 8 / 12, 0])
-    assert scores["f1"][0] == pytest.approx(2 * 0.6 * 0.75 / 1.35)
-
-
 # Cost
 
 
@@ -108,67 +120,107 @@ def test_multiply_accumulates_by_hand():
     assert comparison.count_multiply_accumulates(CNN()) == convolutions + linear
 
 
-# The whole
+def test_latency_is_the_median_over_all_repeats(monkeypatch):
+    # Nine times of 1, 2, ..., 9 seconds.
+    clock = iter(np.cumsum([0, 9, 0, 1, 0, 8, 0, 2, 0, 7, 0, 3, 0, 6, 0, 4, 0, 5]))
+    monkeypatch.setattr(comparison, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    shapes = []
+    model = nn.Flatten()
+    model.register_forward_hook(lambda _, inputs, __: shapes.append(inputs[0].shape))
+    assert comparison.measure_latency(model, 3, CPU) == 5
+    assert shapes == [(3, 1, 28, 28)] * 9
 
 
-def test_comparison_says_everything(runs, tiny_dataset):
+# The whole comparison
+
+
+def test_each_model_is_summarized_over_its_seeds(runs, tiny_dataset, short_latency):
     result = comparison.compare(runs, tiny_dataset)
-    assert result["seeds"] == [0, 1] and list(result["models"]) == ["ffn", "cnn"]
-    for name, model in result["models"].items():
-        accuracies = [run.test.accuracy for run in runs[name]]
-        assert model["test_accuracy"]["values"] == accuracies
-        assert model["test_accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
-        assert set(model["by_class"]) == set(CLASS_NAMES)
-        assert np.sum(model["confusion_matrix"]) == 2 * 200
-        assert set(model["latency_seconds"]) == {"1", "1000"}
-        assert min(model["latency_seconds"].values()) > 0
-        recall = model["by_class"]["Coat"]["recall"]["values"]
-        assert recall == pytest.approx([run.test.accuracy_by_class[4] for run in runs[name]])
-    difference = result["difference"]["test_accuracy"]["values"]
-    assert difference == pytest.approx(
-        [c.test.accuracy - f.test.accuracy for f, c in zip(*runs.values(), strict=True)]
-    )
+    assert result["dataset"] == tiny_dataset.title and result["seeds"] == [0, 1]
+    assert list(result["models"]) == ["narrow", "wide", "deep"]
+    model = result["models"]["narrow"]
+    assert model["test_accuracy"]["values"] == pytest.approx([0.7, 0.8])
+    assert model["flip_averaged_accuracy"]["values"] == [0.75, 0.85]
+    assert model["validation_accuracy"]["values"] == [0.5, 0.6]
+    assert model["train_seconds"]["mean"] == 3.5
+    # The models are certain of all predictions.
+    assert model["expected_calibration_error"]["values"] == pytest.approx([0.3, 0.2], abs=1e-6)
+    matrices = [run.test.confusion_matrix for run in runs["narrow"]]
+    assert model["confusion_matrix"] == np.sum(matrices, axis=0).tolist()
+    assert list(model["by_class"]) == list(CLASS_NAMES)
+    recall = [run.test.accuracy_by_class[4] for run in runs["narrow"]]
+    assert model["by_class"]["Coat"]["recall"]["values"] == pytest.approx(recall)
+    assert model["parameters"] == runs["narrow"][0].parameters
+    widths = pairwise([784, 64, 48, 32, 16, 10])
+    assert model["multiply_accumulates"] == sum(a * b for a, b in widths)
+    assert set(model["latency_seconds"]) == {"1", "3"}
+    assert min(model["latency_seconds"].values()) > 0
+    deviation = model["test_accuracy"]["std"]
+    assert model["seeds_needed"] == {
+        "0.001": comparison.seeds_needed(deviation, 0.001),
+        "0.005": comparison.seeds_needed(deviation, 0.005),
+    }
+    assert model["tested_at"] == [run.tested_at for run in runs["narrow"]]
 
 
-def test_one_run_of_one_model_can_be_described(runs, tiny_dataset):
-    result = comparison.compare({"cnn": runs["cnn"][:1]}, tiny_dataset)
-    assert result["models"]["cnn"]["test_accuracy"]["std"] is None
-    assert result["models"]["cnn"]["seeds_needed"] == {}
+def test_every_pair_of_models_is_compared(runs, tiny_dataset, short_latency):
+    result = comparison.compare(runs, tiny_dataset)
     assert "difference" not in result
+    differences = {each["of"]: each for each in result["differences"]}
+    assert list(differences) == ["wide - narrow", "deep - narrow", "deep - wide"]
+    values = differences["wide - narrow"]["test_accuracy"]["values"]
+    assert values == pytest.approx([0.2, 0.15])
+    mcnemar = differences["wide - narrow"]["mcnemar_of_first_seed"]
+    assert mcnemar.pop("p_value") == pytest.approx(2 * 0.5**40)
+    assert mcnemar == {
+        "first": "narrow",
+        "second": "wide",
+        "seed": 0,
+        "only_first_correct": 0,
+        "only_second_correct": 40,
+    }
 
 
-# Suspect labels
+def test_two_models_have_one_difference_and_one_model_has_none(runs, tiny_dataset, short_latency):
+    two = comparison.compare({name: runs[name][:1] for name in ("wide", "deep")}, tiny_dataset)
+    assert two["differences"] == [two["difference"]]
+    assert two["models"]["deep"]["seeds_needed"] == {}
+    one = comparison.compare({"wide": runs["wide"]}, tiny_dataset)
+    assert one["differences"] == [] and "difference" not in one
 
 
-def sure_logits(guesses):
-    return 20 * torch.nn.functional.one_hot(torch.as_tensor(guesses), 10).float()
+# Suspicious labels
 
 
-def test_suspects_are_the_labels_that_every_run_rejects(runs, tiny_dataset):
-    test, validation = (
-        tiny_dataset.test_labels,
-        tiny_dataset.labels[tiny_dataset.validation_indices],
-    )
-    # Both runs reject test label 7 and validation label 3; only one of them rejects test label 9.
-    guesses, others = test.clone(), test.clone()
-    guesses[7] = others[7] = (test[7] + 1) % 10
-    guesses[9] = (test[9] + 1) % 10
-    validation_guesses = validation.clone()
-    validation_guesses[3] = (validation[3] + 2) % 10
+def test_suspicious_labels_are_those_that_every_run_rejects(runs, tiny_dataset):
+    test = tiny_dataset.test_labels
+    validation = tiny_dataset.labels[tiny_dataset.validation_indices]
+    # All runs reject test labels 7 and 8, with different certainty, and validation label 3. One of
+    # them rejects test label 9.
+    predictions = test.clone()
+    predictions[7:9] = (test[7:9] + 1) % 10
+    logits, others = certain_logits(predictions), certain_logits(predictions)
+    logits[9] = certain_logits((test[9:10] + 1) % 10)[0]
+    logits[8] /= 4
+    wrong = validation.clone()
+    wrong[3] = (validation[3] + 2) % 10
     agreeing = [
-        replace(run, test_logits=sure_logits(g), validation_logits=sure_logits(validation_guesses))
-        for run, g in zip(runs["ffn"], (guesses, others), strict=True)
+        replace(run, test_logits=each, validation_logits=certain_logits(wrong) / 2)
+        for run, each in zip(runs["wide"], (logits, others), strict=True)
     ]
     suspects = comparison.find_suspects(agreeing, tiny_dataset)
-    found = {(suspect.part, suspect.index): suspect for suspect in suspects}
-    training_index = int(tiny_dataset.validation_indices[3])
-    assert set(found) == {("test", 7), ("validation", training_index)}
-    assert found["test", 7].label == test[7] and found["test", 7].suggestion == guesses[7]
-    assert found["test", 7].highest < 1e-6 < 0.99 < found["test", 7].agreement
-    assert found["validation", training_index].label == tiny_dataset.labels[training_index]
+    index = int(tiny_dataset.validation_indices[3])
+    found = [(suspect.part, suspect.index) for suspect in suspects]
+    assert found == [("test", 7), ("validation", index), ("test", 8)]  # by descending agreement
+    assert [each.label for each in suspects] == [test[7], tiny_dataset.labels[index], test[8]]
+    assert [each.suggestion for each in suspects] == [predictions[7], wrong[3], predictions[8]]
+    # The probability of the other classes, for logits of 5 and nine times 0.
+    low = 1 / (np.exp(5) + 9)
+    assert suspects[2].highest == pytest.approx(low, rel=1e-4)
+    assert suspects[2].agreement == pytest.approx(1 - 4.5 * low, rel=1e-4)
 
 
-def test_suspects_as_csv():
+def test_suspicious_labels_as_csv():
     suspects = [comparison.Suspect("test", 42, 6, 0.01, 0, 0.97)]
     (row,) = csv.DictReader(io.StringIO(comparison.suspects_csv(suspects)))
     assert row == {

@@ -1,21 +1,27 @@
-import io
-
 import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
-import explain_plots
-import plots
-from data import CLASS_NAMES
-from explain import KernelKind, Progression, Unit
-from explain_plots import Explanation, PictureReport
-from files import WorldFault
+from fashion import explain_plots, plots
+from fashion.data import CLASS_NAMES
+from fashion.explain import KernelKind, Progression, Unit
+from fashion.explain_plots import Explanation, PictureReport
+from fashion.files import RunError
+
+NAMES = ["first", "second", "third"]
+STYLES = plots.assign_styles(NAMES)
+TITLE = "The content of the figure, CNN on drawn stand-in, not Fashion-MNIST\nand a second line"
 
 
 def panels(figure):
     """All axes that show an image, in order."""
     return [axes for axes in figure.axes if axes.images]
+
+
+def array(axes):
+    """The image that axes show."""
+    return np.asarray(axes.images[0].get_array())
 
 
 @pytest.fixture
@@ -28,24 +34,34 @@ def image(generator):
     return generator.integers(0, 256, (28, 28), dtype=np.uint8)
 
 
-def make_progression(generator):
-    sizes = ((32, 28), (64, 14), (128, 7))
+def make_progression(generator, blocks=3):
+    sizes = ((12, 28), (64, 14), (128, 7))[:blocks]
     return Progression(
         responses=[generator.normal(size=(k, s, s)) for k, s in sizes],
         activations=[generator.random((k, s // 2, s // 2)) for k, s in sizes],
         rectified=[generator.random((k, s, s)) for k, s in sizes],
-        hidden=[generator.random(256), generator.random(128)],
+        hidden=[generator.random(width) for width in (256, 128, 64)],
         probabilities=np.array([0.9, 0.06, 0.04, *[0.0] * 7]),
     )
 
 
-def make_explanations(generator, scale=1.0):
+def make_explanations(generator, names=NAMES, scale=1.0):
     return {
         name: Explanation(
             label, 0.7, scale * generator.normal(size=(28, 28)), generator.normal(size=(28, 28))
         )
-        for name, label in (("ffn", 3), ("cnn", 8))
+        for label, name in enumerate(names)
     }
+
+
+def make_report(generator, names=NAMES, file_name="shoe.png"):
+    return PictureReport(
+        name=file_name,
+        original=Image.new("RGB", (300, 200), (10, 200, 30)),
+        seen=generator.integers(0, 256, (28, 28), dtype=np.uint8),
+        probabilities={name: generator.dirichlet(np.ones(10)) for name in names},
+        saliency={name: generator.normal(size=(28, 28)) for name in names},
+    )
 
 
 # Kernels and maps
@@ -70,45 +86,51 @@ def test_kernels_are_named_by_number_and_kind(kind, name):
     assert name[2:] in explain_plots.LEGEND or kind.kind == "edge"
 
 
-def test_kernels_before_and_after_share_one_symmetric_scale_and_their_names(generator):
-    trained, untrained = generator.normal(size=(2, 12, 3, 3))
-    trained[5] = -7  # more than may be cut off
-    names = [f"{n} →" for n in range(20, 32)]
-    figure = explain_plots.draw_kernels(trained, untrained, names, "title")
+def test_kernels_before_and_after_training_share_names_and_a_symmetric_scale(generator):
+    trained, untrained = generator.normal(size=(2, 9, 3, 3))
+    trained[5] = -7  # a larger share than may be clipped
+    names = [f"{number} →" for number in range(20, 29)]
+    figure = explain_plots.draw_kernels(trained, untrained, names, TITLE)
     tiles = panels(figure)
     assert [axes.get_title() for axes in tiles] == names * 2
     assert {axes.images[0].get_clim() for axes in tiles} == {(-7, 7)}
     for axes, kernel in zip(tiles, [*untrained, *trained], strict=True):
-        assert (axes.images[0].get_array() == kernel).all()
+        assert (array(axes) == kernel).all()
     assert figure.axes[-1].get_ylabel() == "weight"
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_image_transform_shows_the_picture_and_all_maps_on_one_scale(generator, image, signed):
-    maps = generator.normal(size=(12, 28, 28))
+def test_image_transform_shows_image_and_maps_on_a_common_scale(generator, image, signed):
+    maps = generator.normal(size=(9, 28, 28))
     maps = maps if signed else np.maximum(maps, 0)
-    names = [str(number) for number in range(12)]
-    figure = explain_plots.draw_image_transform(image, maps, names, signed, "title")
-    picture, *tiles = panels(figure)
-    assert (picture.images[0].get_array() == image).all()
+    names = [str(number) for number in range(9)]
+    figure = explain_plots.draw_image_transform(image, maps, names, signed, TITLE)
+    first, *tiles = panels(figure)
+    assert (array(first) == image).all()
     assert [axes.get_title() for axes in tiles] == names
     ((low, high),) = {axes.images[0].get_clim() for axes in tiles}
     assert low == (-high if signed else 0)
     assert np.mean(np.abs(maps) > high) == pytest.approx(0.005, abs=1e-3)
 
 
-def test_progression_goes_from_the_strongest_maps_to_ten_probabilities(generator, image):
-    progression = make_progression(generator)
-    first = progression.activations[0]
-    first[:] = 0
-    first[7, 3, 3], first[11, 2, 2], first[4] = 5, 9, 50  # map 4 is high, but the same everywhere
-    figure = explain_plots.draw_progression(image, progression, "title")
-    picture, *tiles = panels(figure)
-    assert (picture.images[0].get_array() == image).all()
-    assert [axes.get_title() for axes in tiles[:2]] == ["11", "7"]
-    strips = tiles[3 * explain_plots.MAPS_PER_BLOCK :]
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_progression_shows_maps_hidden_layers_and_probabilities(generator, image, blocks):
+    progression = make_progression(generator, blocks)
+    for maps in progression.activations:
+        maps[:] = 0
+        maps[7, 2, 2], maps[11, 1, 1] = 5, 9
+        maps[4] = 50  # high everywhere
+    figure = explain_plots.draw_progression(image, progression, STYLES["second"], TITLE)
+    first, *tiles = panels(figure)
+    assert (array(first) == image).all()
+    per_block = explain_plots.MAPS_PER_BLOCK
+    titles = [axes.get_title() for axes in tiles]
+    assert [titles[start : start + 2] for start in range(0, blocks * per_block, per_block)] == [
+        ["11", "7"]
+    ] * blocks
+    strips = tiles[blocks * per_block :]
     for strip, values in zip(strips, progression.hidden, strict=True):
-        assert (strip.images[0].get_array() == values).all()
+        assert (array(strip) == values).all()
     (bars,) = (axes for axes in figure.axes if len(axes.patches) == 10)
     assert [bar.get_height() for bar in bars.patches] == list(progression.probabilities)
     assert [label.get_text() for label in bars.get_xticklabels()] == list(CLASS_NAMES)
@@ -118,18 +140,18 @@ def test_progression_goes_from_the_strongest_maps_to_ten_probabilities(generator
 # Units
 
 
-def test_top_activations_show_each_image_bright_in_its_patch_only():
+def test_top_activations_are_bright_in_their_patches_only():
     images = np.full((20, 28, 28), 200, np.uint8)
     units = [
         Unit(5, 0.9, np.array([3, 4]), np.array([7.5, 6.0]), [(-3, 2, 10), (20, 25, 10)]),
         Unit(9, 0.8, np.array([10, 11]), np.array([2.0, 1.0]), [(0, 0, 4), (8, 8, 4)]),
     ]
     labels = np.arange(20) % 10
-    figure = explain_plots.draw_top_activations(units, images, labels, "title")
+    figure = explain_plots.draw_top_activations(units, images, labels, TITLE)
     first, second, *_ = panels(figure)
-    shown = np.asarray(first.images[0].get_array())
+    shown = array(first)
     assert (shown[:7, 2:12] == 200).all() and shown[7:].max() == shown[:, 12:].max() == 60
-    shown = np.asarray(second.images[0].get_array())
+    shown = array(second)
     assert (shown[20:, 25:] == 200).all() and (shown == 200).sum() == 8 * 3
     assert first.get_title() == "Dress\n7.5"
     assert first.get_ylabel() == "unit 5\nselectivity 0.90"
@@ -141,21 +163,23 @@ def test_top_activations_show_each_image_bright_in_its_patch_only():
 # Saliency
 
 
-def test_saliency_has_one_scale_a_method_over_all_pictures_and_models(generator):
-    pictures = generator.integers(0, 256, (3, 28, 28), dtype=np.uint8)
-    explanations = [make_explanations(generator, scale) for scale in (1, 5, 20)]
-    heads = ["one", "two", "three"]
-    figure = explain_plots.draw_saliency(pictures, heads, explanations, "title")
-    rows = np.array(panels(figure)).reshape(3, 5)
-    for row, picture, head, by_model in zip(rows, pictures, heads, explanations, strict=True):
-        assert (row[0].images[0].get_array() == picture).all() and row[0].get_title() == head
-        shown = [axes.images[0].get_array() for axes in row[1:]]
-        ffn, cnn = by_model["ffn"], by_model["cnn"]
-        expected = [ffn.occlusion, cnn.occlusion, ffn.gradients, cnn.gradients]
-        assert all((a == b).all() for a, b in zip(shown, expected, strict=True))
-        titles = [axes.get_title() for axes in row[1:]]
-        assert titles == ["FFN: Dress\n70%", "CNN: Bag\n70%"] * 2
-    limits = [{axes.images[0].get_clim() for axes in rows[:, k].flat} for k in ([1, 2], [3, 4])]
+@pytest.mark.parametrize("count", [1, 3])
+def test_saliency_has_one_scale_per_method(generator, count):
+    names = NAMES[:count]
+    images = generator.integers(0, 256, (2, 28, 28), dtype=np.uint8)
+    explanations = [make_explanations(generator, names, scale) for scale in (5, 20)]
+    captions = ["one", "two"]
+    figure = explain_plots.draw_saliency(images, captions, explanations, STYLES, TITLE)
+    rows = np.array(panels(figure)).reshape(2, 1 + 2 * count)
+    for row, image, caption, by_model in zip(rows, images, captions, explanations, strict=True):
+        assert (array(row[0]) == image).all() and row[0].get_title() == caption
+        expected = [by_model[name].occlusion for name in names]
+        expected += [by_model[name].gradients for name in names]
+        assert all((array(a) == b).all() for a, b in zip(row[1:], expected, strict=True))
+        titles = ["FIRST: T-shirt/top\n70%", "SECOND: Trouser\n70%", "THIRD: Pullover\n70%"]
+        assert [axes.get_title() for axes in row[1:]] == titles[:count] * 2
+    parts = rows[:, 1 : 1 + count], rows[:, 1 + count :]
+    limits = [{axes.images[0].get_clim() for axes in part.flat} for part in parts]
     ((low, high),), ((low_gradient, high_gradient),) = limits
     assert low == -high and low_gradient == -high_gradient and high > 5 * high_gradient
 
@@ -163,73 +187,70 @@ def test_saliency_has_one_scale_a_method_over_all_pictures_and_models(generator)
 # Embedding
 
 
-def test_embedding_shows_every_image_in_its_classes_colour_and_rings_mistakes(generator):
+def test_embedding_colours_images_by_class_and_circles_errors(generator):
     labels = np.arange(100) % 10
-    right, wrong = labels.copy(), labels.copy()
+    wrong = labels.copy()
     wrong[:30] = (wrong[:30] + 1) % 10
-    places = {name: generator.normal(size=(100, 2)) for name in ("ffn", "cnn")}
-    figure = explain_plots.draw_embedding(places, {"ffn": wrong, "cnn": right}, labels, "title")
-    ffn, cnn = figure.axes
-    assert ffn.get_title() == "FFN: 30.0% wrong" and cnn.get_title() == "CNN: 0.0% wrong"
-    plain, ringed = ffn.collections
-    assert (ringed.get_offsets() == places["ffn"][:30]).all()
-    assert (plain.get_offsets() == places["ffn"][30:]).all()
+    names = [*NAMES, "fourth"]  # more than fit into one row
+    places = {name: generator.normal(size=(100, 2)) for name in names}
+    predictions = dict.fromkeys(names, labels) | {"first": wrong}
+    styles = plots.assign_styles(names)
+    first, second, *others = explain_plots.draw_embedding(
+        places, predictions, labels, styles, TITLE
+    ).axes
+    assert first.get_title() == "FIRST: 30.0% errors"
+    assert second.get_title() == "SECOND: 0.0% errors"
+    assert [bool(axes.collections) for axes in others] == [True, True, False, False]
+    plain, circled = first.collections
+    assert (circled.get_offsets() == places["first"][:30]).all()
+    assert (plain.get_offsets() == places["first"][30:]).all()
     colours = matplotlib.colors.to_rgba_array(explain_plots.CLASS_COLOURS)
-    assert (ringed.get_facecolor() == colours[labels[:30]]).all()
-    assert [text.get_text() for text in cnn.texts] == list(CLASS_NAMES)
+    assert (circled.get_facecolor() == colours[labels[:30]]).all()
+    assert [text.get_text() for text in second.texts] == list(CLASS_NAMES)
 
 
 # Recording
 
 
-def test_recording_is_a_gif_of_all_frames_that_runs_forever(tmp_path, generator):
-    kernels = generator.normal(size=(5, 12, 3, 3))
-    names, heads = [str(n) for n in range(12)], [f"epoch {n}" for n in range(5)]
-    images = list(explain_plots.draw_recording(kernels, names, heads))
+def test_recording_becomes_an_endless_gif_of_all_frames(tmp_path, generator):
+    kernels = generator.normal(size=(3, 9, 3, 3))
+    names, titles = [str(n) for n in range(9)], [f"epoch {n}" for n in range(3)]
+    images = list(explain_plots.draw_recording(kernels, names, titles))
     assert len({image.size for image in images}) == 1
-    assert all(np.asarray(image).std() > 10 for image in images)
     explain_plots.save_gif(iter(images), tmp_path / "training.gif")
     with Image.open(tmp_path / "training.gif") as gif:
-        assert gif.n_frames == 5 and gif.info["loop"] == 0
-        gif.seek(4)
+        assert gif.n_frames == 3 and gif.info["loop"] == 0
+        gif.seek(2)
         assert gif.info["duration"] == explain_plots.GIF_LAST_MS
         last = np.asarray(gif.convert("RGB"), dtype=float)
     assert np.abs(last - np.asarray(images[-1], dtype=float)).mean() < 3
     assert np.abs(last - np.asarray(images[0], dtype=float)).mean() > 3
 
 
-def test_gif_that_cannot_be_written_is_an_error_in_words(tmp_path):
-    with pytest.raises(WorldFault, match="cannot write"):
+def test_gif_that_cannot_be_written_raises(tmp_path):
+    with pytest.raises(RunError, match="cannot write"):
         explain_plots.save_gif(iter([Image.new("RGB", (8, 8))] * 2), tmp_path / "no" / "a.gif")
 
 
 # Predictions
 
 
-def make_report(generator, name="shoe.png"):
-    return PictureReport(
-        name=name,
-        original=Image.new("RGB", (300, 200), (10, 200, 30)),
-        seen=generator.integers(0, 256, (28, 28), dtype=np.uint8),
-        probabilities={each: generator.dirichlet(np.ones(10)) for each in ("ffn", "cnn")},
-        saliency={each: generator.normal(size=(28, 28)) for each in ("ffn", "cnn")},
-    )
-
-
-def test_report_shows_original_what_is_seen_both_bars_and_why(generator):
-    reports = [make_report(generator, "shoe.png"), make_report(generator, "folder/hat.png")]
-    figure = explain_plots.draw_reports(reports, "title")
-    rows = np.array(figure.axes[:-1]).reshape(2, 5)
+@pytest.mark.parametrize("count", [1, 3])
+def test_reports_show_picture_input_probabilities_and_saliency(generator, count):
+    names = NAMES[:count]
+    reports = [make_report(generator, names, name) for name in ("shoe.png", "folder/hat.png")]
+    figure = explain_plots.draw_reports(reports, STYLES, TITLE)
+    rows = np.array(figure.axes[:-1]).reshape(2, 3 + count)
     for row, report in zip(rows, reports, strict=True):
         assert row[0].get_title() == report.name.split("/")[-1]
-        assert row[0].images[0].get_array().shape == (200, 300, 3)
-        assert (row[1].images[0].get_array() == report.seen).all()
-        widths = [bar.get_width() for bar in row[2].patches]
-        assert widths == [*report.probabilities["ffn"], *report.probabilities["cnn"]]
-        for axes, name in zip(row[3:], ("ffn", "cnn"), strict=True):
-            assert (axes.images[0].get_array() == report.saliency[name]).all()
+        assert array(row[0]).shape == (200, 300, 3)
+        assert (array(row[1]) == report.seen).all()
+        expected = np.concatenate(list(report.probabilities.values()))
+        assert [bar.get_width() for bar in row[2].patches] == list(expected)
+        for axes, name in zip(row[3:], names, strict=True):
+            assert (array(axes) == report.saliency[name]).all()
             guess = CLASS_NAMES[report.probabilities[name].argmax()]
-            assert axes.get_title() == f"{name.upper()}: why {guess}?"
+            assert axes.get_title() == f"{name.upper()}\nsaliency for {guess}"
     assert len({axes.images[0].get_clim() for axes in rows[:, 3:].flat}) == 1
 
 
@@ -241,41 +262,62 @@ def test_long_names_are_shortened(name, short):
     assert explain_plots.shorten(name) == short
 
 
-# All
+# Layout
 
 
-def test_nothing_is_cut_off(generator, image):
-    names = [f"{number} ↗" for number in range(32)]
-    units = [Unit(100 + k, 0.5, np.arange(9), np.ones(9), [(0, 0, 22)] * 9) for k in range(8)]
-    labels = np.arange(9)
-    title = "A question that fills a line of the title?\na second line; trained on Fashion-MNIST"
-    for figure in (
-        explain_plots.draw_kernels(*generator.normal(size=(2, 32, 3, 3)), names, title),
-        explain_plots.draw_image_transform(image, np.ones((32, 28, 28)), names, True, title),
-        explain_plots.draw_progression(image, make_progression(generator), title),
-        explain_plots.draw_top_activations(units, np.stack([image] * 9), labels, title),
-        explain_plots.draw_saliency(
-            image[None], ["test image 1234: Ankle boot"], [make_explanations(generator)], title
-        ),
-        explain_plots.draw_embedding(
-            {"ffn": np.eye(9)[:, :2], "cnn": np.eye(9)[:, :2]},
-            {"ffn": labels, "cnn": labels},
-            labels,
-            title,
-        ),
-        explain_plots.draw_reports([make_report(generator, "n" * 60 + ".png")], title),
-    ):
-        with matplotlib.rc_context(plots.STYLE):
-            figure.draw_without_rendering()
-            box = figure.get_tightbbox()
-        width, height = figure.get_size_inches()
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+def draw_kernels(generator):
+    names = [f"{number} ↗" for number in range(8)]
+    return explain_plots.draw_kernels(*generator.normal(size=(2, 8, 3, 3)), names, TITLE)
 
 
-def test_figures_are_whole_pngs_and_style_stays_inside(tmp_path, generator):
-    before = dict(matplotlib.rcParams)
-    plots.save_figure(explain_plots.draw_reports([make_report(generator)], "t"), tmp_path / "a.png")
-    assert dict(matplotlib.rcParams) == before
-    picture = Image.open(io.BytesIO((tmp_path / "a.png").read_bytes()))
-    picture.load()
-    assert picture.format == "PNG" and picture.size[0] > 700
+def draw_image_transform(generator):
+    names = [f"{number} ↗" for number in range(9)]
+    image, maps = np.zeros((28, 28)), np.ones((9, 28, 28))
+    return explain_plots.draw_image_transform(image, maps, names, True, TITLE)
+
+
+def draw_progression(generator):
+    progression = make_progression(generator, blocks=1)
+    return explain_plots.draw_progression(np.eye(28), progression, STYLES["first"], TITLE)
+
+
+def draw_top_activations(generator):
+    units = [Unit(100, 0.5, np.arange(9), np.ones(9), [(0, 0, 22)] * 9)]
+    return explain_plots.draw_top_activations(units, np.ones((9, 28, 28)), np.arange(9), TITLE)
+
+
+def draw_saliency(generator):
+    captions = ["test image 1234: Ankle boot"]
+    explanations = [make_explanations(generator)]
+    return explain_plots.draw_saliency(np.eye(28)[None], captions, explanations, STYLES, TITLE)
+
+
+def draw_embedding(generator):
+    places, labels = {"first": np.eye(9)[:, :2]}, np.arange(9)
+    return explain_plots.draw_embedding(places, {"first": labels}, labels, STYLES, TITLE)
+
+
+def draw_reports(generator):
+    report = make_report(generator, file_name="n" * 60 + ".png")
+    return explain_plots.draw_reports([report], STYLES, TITLE)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        draw_kernels,
+        draw_image_transform,
+        draw_progression,
+        draw_top_activations,
+        draw_saliency,
+        draw_embedding,
+        draw_reports,
+    ],
+)
+def test_nothing_is_cut_off(generator, draw):
+    figure = draw(generator)
+    with matplotlib.rc_context(plots.STYLE):
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height

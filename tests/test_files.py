@@ -1,21 +1,213 @@
-import resource
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
-import files
-from files import WorldFault
+from fashion import files
+from fashion.files import RunError, UsageError, lock_folder, prepare_folder, write_file, write_json
+
+PROJECT = Path(__file__).parent.parent
+# Locks a folder, says so, and holds the lock until its input ends.
+HOLDER = """
+import sys
+from pathlib import Path
+from fashion.files import UsageError, lock_folder
+try:
+    with lock_folder(Path(sys.argv[1])):
+        print("locked", flush=True)
+        sys.stdin.read()
+except UsageError as error:
+    print(error)
+"""
 
 
-def test_file_is_written_whole_or_not_at_all(tmp_path):
+@pytest.fixture
+def start_holder():
+    """Return a function that locks a folder in another process: its process and first line."""
+    processes = []
+
+    def start(folder):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(folder)],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process, process.stdout.readline().strip()
+
+    yield start
+    for process in processes:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+
+def end(holder):
+    """Let a process that locks a folder end, and wait for it."""
+    holder.stdin.close()
+    assert holder.wait() == 0
+
+
+@pytest.fixture
+def target(tmp_path_factory):
+    """A file outside the folder of the test, which links in it point to."""
+    path = tmp_path_factory.mktemp("elsewhere") / "target"
+    path.write_bytes(b"precious")
+    return path
+
+
+# Writing
+
+
+def test_file_is_replaced(tmp_path):
     path = tmp_path / "file"
-    files.write_file(path, b"old")
-    # A limit on the file size stops a write in the middle, as a full disk does.
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(WorldFault, match="cannot write"):
-            files.write_file(path, b"new" * 1000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert path.read_bytes() == b"old"
+    for content in (b"long old content", b"new"):
+        write_file(path, content)
+        assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["file", f".file.{os.getpid()}.part"])
+def test_writing_does_not_follow_symbolic_links(tmp_path, target, name):
+    (tmp_path / name).symlink_to(target)
+    write_file(tmp_path / "file", b"new")
+    assert target.read_bytes() == b"precious"
+    assert (tmp_path / "file").read_bytes() == b"new" and not (tmp_path / "file").is_symlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_link_that_appears_before_the_part_file_is_opened_is_not_followed(
+    tmp_path, target, monkeypatch
+):
+    (tmp_path / f".file.{os.getpid()}.part").symlink_to(target)
+    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+    with pytest.raises(RunError, match="File exists"):
+        write_file(tmp_path / "file", b"new")
+    assert target.read_bytes() == b"precious"
+
+
+def test_file_that_cannot_be_written_is_named_with_the_reason(tmp_path):
+    path = tmp_path / "missing" / "file"
+    with pytest.raises(RunError) as caught:
+        write_file(path, b"new")
+    assert str(caught.value) == f"cannot write {path}: No such file or directory"
+
+
+def test_failed_replacement_removes_the_part_file(tmp_path):
+    (tmp_path / "file").mkdir()
+    with pytest.raises(RunError, match=r"cannot write .*file: Is a directory"):
+        write_file(tmp_path / "file", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_json_is_written_for_people_and_programs(tmp_path):
+    content = {"a": [1, 2.5, None], "b": {"c": "ä"}}
+    path = write_json(tmp_path / "file.json", content)
+    assert path == tmp_path / "file.json"
+    text = path.read_text()
+    assert json.loads(text) == content
+    assert text.startswith('{\n  "a": [\n') and text.endswith("}\n")
+
+
+def test_folder_is_prepared_with_its_parents_and_stays_empty(tmp_path):
+    folder = tmp_path / "a" / "b"
+    for _ in range(2):
+        prepare_folder(folder)
+        assert folder.is_dir() and not list(folder.iterdir())
+
+
+def test_file_in_place_of_a_folder_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"cannot write to .*file: File exists"):
+        prepare_folder(tmp_path / "file")
+
+
+# Locking
+
+
+def test_second_process_is_refused_until_the_first_one_ends(tmp_path, start_holder):
+    first, line = start_holder(tmp_path)
+    assert line == "locked"
+    refused = f"{tmp_path} is in use by another process"
+    assert start_holder(tmp_path)[1] == refused
+    with pytest.raises(UsageError) as caught, lock_folder(tmp_path):
+        pass
+    assert str(caught.value) == refused
+    end(first)
+    with lock_folder(tmp_path):
+        assert start_holder(tmp_path)[1] == refused
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError])
+def test_error_inside_is_passed_on_and_releases_the_lock(tmp_path, error):
+    with pytest.raises(error, match="my own"), lock_folder(tmp_path):
+        raise error("my own")
+    with lock_folder(tmp_path):
+        pass
+
+
+def test_waiting_ends_when_the_other_process_does_and_is_logged_once(
+    tmp_path, start_holder, monkeypatch
+):
+    holder, _ = start_holder(tmp_path)
+    messages = []
+
+    class Release(logging.Handler):
+        """End the other process as soon as this one says that it waits."""
+
+        def emit(self, record):
+            messages.append(record.getMessage())
+            assert holder.poll() is None
+            holder.stdin.close()
+
+    monkeypatch.setattr(files.logger, "handlers", [Release()])
+    watchdog = threading.Timer(20, holder.kill)  # without the warning, the wait would not end
+    watchdog.start()
+    with lock_folder(tmp_path, wait=True):
+        watchdog.cancel()
+        assert start_holder(tmp_path)[1] == f"{tmp_path} is in use by another process"
+    assert messages == [f"{tmp_path} is in use by another process; waiting for it to finish"]
+    assert holder.wait() == 0
+
+
+def test_free_folder_is_locked_without_a_warning(tmp_path, caplog):
+    with lock_folder(tmp_path, wait=True):
+        pass
+    assert not caplog.records
+
+
+def test_files_of_killed_processes_are_removed_and_nothing_else(tmp_path, start_holder):
+    (tmp_path / "runs").mkdir()
+    parts = [tmp_path / ".a.png.17.part", tmp_path / "runs" / ".cnn.safetensors.18.part"]
+    others = [tmp_path / "a.part", tmp_path / ".hidden", tmp_path / "runs" / "b.json"]
+    for path in parts + others:
+        path.write_bytes(b"content")
+    holder, _ = start_holder(tmp_path)
+    parts[0].write_bytes(b"of the process that holds the lock")
+    with pytest.raises(UsageError), lock_folder(tmp_path):
+        pass
+    assert parts[0].exists() and not parts[1].exists()
+    end(holder)
+    with lock_folder(tmp_path):
+        assert not parts[0].exists()
+    assert all(path.read_bytes() == b"content" for path in others)
+    assert (tmp_path / ".lock").read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", [".file.7.part", ".lock"])
+def test_locking_does_not_follow_symbolic_links(tmp_path, target, name):
+    (tmp_path / name).symlink_to(target)
+    if name == ".lock":
+        with pytest.raises(RunError, match=f"cannot lock {tmp_path}: "), lock_folder(tmp_path):
+            pass
+    else:
+        with lock_folder(tmp_path):
+            assert not (tmp_path / name).is_symlink()
+    assert target.read_bytes() == b"precious"

@@ -4,27 +4,27 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-import photo
+from fashion import photo, synthetic
 
 TROUSERS = [(150, 100), (350, 100), (380, 650), (280, 650), (250, 250), (220, 650), (120, 650)]
 
 
-def draw_trousers(garment, ground, tilt=0, mode="RGB", size=(500, 700)):
-    image = Image.new(mode, size, ground)
+def draw_trousers(garment, background, tilt=0, mode="RGB", size=(500, 700)):
+    image = Image.new(mode, size, background)
     ImageDraw.Draw(image).polygon(TROUSERS, fill=garment)
-    return image.rotate(tilt, fillcolor=ground)
+    return image.rotate(tilt, fillcolor=background)
 
 
 def prepare_file(path):
     return photo.prepare(photo.read_photo(path, path.name), path.name)
 
 
-# From photo to 28 × 28
+# Preparing
 
 
 @pytest.mark.parametrize("tilt", [0, 10, -15])
 @pytest.mark.parametrize(
-    ("garment", "ground"),
+    ("garment", "background"),
     [
         ((30, 60, 150), (255, 255, 255)),
         ((20, 20, 20), (235, 225, 200)),
@@ -32,24 +32,24 @@ def prepare_file(path):
         ((240, 120, 120), (60, 70, 60)),
     ],
 )
-def test_drawn_garment_becomes_light_on_black(garment, ground, tilt):
-    seen = photo.prepare(draw_trousers(garment, ground, tilt), "trousers")
+def test_drawn_garment_becomes_light_on_black(garment, background, tilt):
+    seen = photo.prepare(draw_trousers(garment, background, tilt), "trousers")
     assert seen.shape == (28, 28) and seen.dtype == np.uint8
-    assert (seen[:, [0, -1]] == 0).mean() > 0.8  # ground at the sides
-    assert seen[0].max() > 0 and seen[-1].max() > 0  # the longest edge fills the picture
+    assert (seen[:, [0, -1]] == 0).mean() > 0.8  # background at the sides
+    assert seen[0].max() > 0 and seen[-1].max() > 0  # the longest edge fills the image
     waist, crotch = seen[8, 12:15], seen[26, 13]
     assert waist.min() > 90
     if not tilt:
         assert crotch < 40 < seen[26, 9:11].min()
 
 
-def test_ground_is_the_colour_of_most_corners():
+def test_background_is_the_median_colour_of_the_corners():
     image = Image.new("RGB", (40, 30), (200, 210, 220))
     image.putpixel((0, 0), (0, 0, 0))
-    assert photo.ground_colour(image) == (200, 210, 220)
+    assert photo.background_colour(image) == (200, 210, 220)
 
 
-def test_trim_leaves_the_garment_and_forgives_dust_and_faint_noise():
+def test_trim_keeps_the_garment_and_ignores_dust_and_faint_noise():
     generator = np.random.default_rng(0)
     pixels = 250 + generator.integers(-4, 5, (300, 200, 3))
     pixels[100:220, 50:150] = 90
@@ -65,7 +65,7 @@ def test_longest_edge_becomes_28(size, expected):
     assert photo.shrink(Image.new("RGB", size)).size == expected
 
 
-def test_outlines_are_sharpened_and_areas_are_not():
+def test_outlines_are_sharpened_and_flat_areas_are_not():
     image = Image.new("RGB", (28, 28), (50, 50, 50))
     image.paste((150, 150, 150), (14, 0, 28, 28))
     row = np.asarray(photo.sharpen(image))[14, :, 0]
@@ -73,23 +73,25 @@ def test_outlines_are_sharpened_and_areas_are_not():
     assert (row[:10] == 50).all() and (row[18:] == 150).all()
 
 
-def test_image_stands_in_the_centre_of_its_ground():
+def test_image_is_centred_on_its_background():
     canvas = np.asarray(photo.centre(Image.new("RGB", (10, 28), "white"), (9, 8, 7)))
     assert (canvas[:, 9:19] == 255).all()
     assert (canvas[:, :9] == (9, 8, 7)).all() and (canvas[:, 19:] == (9, 8, 7)).all()
 
 
-@pytest.mark.parametrize("ground", [0, 40, 120, 140, 250])
-def test_ground_becomes_black_and_what_differs_most_from_it_white(ground):
-    image = Image.new("RGB", (28, 28), (ground,) * 3)
-    image.putpixel((3, 3), (0, 0, 0) if ground > 127 else (255, 255, 255))
-    grey = photo.to_grey(image, (ground,) * 3)
+@pytest.mark.parametrize("background", [0, 40, 120, 140, 250])
+def test_background_becomes_black_and_its_opposite_white(background):
+    image = Image.new("RGB", (28, 28), (background,) * 3)
+    image.putpixel((3, 3), (0, 0, 0) if background > 127 else (255, 255, 255))
+    grey = photo.to_grey(image, (background,) * 3)
     assert grey[3, 3] == 255 and grey[10, 10] == 0
 
 
-def test_enlarged_framed_and_inverted_image_comes_back(tiny_dataset):
+def test_enlarged_framed_and_inverted_image_is_recovered():
+    generator = np.random.default_rng(0)
     differences = []
-    for image in tiny_dataset.test_images[:20].numpy():
+    for number in range(20):
+        image = synthetic.draw_garment(number % 10, generator)
         rows, columns = (np.flatnonzero(image.max(axis=axis) > 25) for axis in (1, 0))
         garment = Image.fromarray(image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
         large = ImageOps.expand(garment.resize([9 * edge for edge in garment.size], 0), 50, 0)
@@ -104,7 +106,7 @@ def test_enlarged_framed_and_inverted_image_comes_back(tiny_dataset):
     assert np.mean(differences) < 20
 
 
-# Kinds of files
+# File formats
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_enlarged_framed_and_inverted_image_comes_back(tiny_dataset):
         ("F", "tiff"),
     ],
 )
-def test_every_kind_of_pixel_is_read(tmp_path, mode, suffix):
+def test_every_image_mode_is_read(tmp_path, mode, suffix):
     path = tmp_path / f"trousers.{suffix}"
     image = draw_trousers(40, 250, mode="L")
     if mode in ("I;16", "I", "F"):
@@ -138,25 +140,25 @@ def test_every_kind_of_pixel_is_read(tmp_path, mode, suffix):
 
 
 @pytest.mark.parametrize("garment", [(30, 30, 30), (230, 230, 230)])
-def test_transparent_ground_becomes_what_differs_from_the_garment(tmp_path, garment):
+def test_transparent_background_contrasts_with_the_garment(tmp_path, garment):
     path = tmp_path / "trousers.png"
     draw_trousers((*garment, 255), (128, 128, 128, 0), mode="RGBA").save(path)
     seen = prepare_file(path)
     assert seen[0, 0] == 0 and seen[4, 10:16].min() > 150
 
 
-def test_of_an_animation_the_first_frame_counts(tmp_path):
+def test_first_frame_of_an_animation_is_read(tmp_path):
     frames = [draw_trousers(0, 255, mode="L"), Image.new("L", (500, 700), 128)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "b.png")
     assert np.abs(prepare_file(tmp_path / "a.gif") - prepare_file(tmp_path / "b.png")).max() < 5
 
 
-def test_picture_is_turned_upright(tmp_path):
+def test_photo_is_rotated_by_its_exif_orientation(tmp_path):
     image = draw_trousers(0, 255, mode="L")
     image.save(tmp_path / "upright.png")
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side: to be turned by 270 degrees
+    exif[0x0112] = 6  # to be rotated by 270 degrees
     image.rotate(90, expand=True).save(tmp_path / "lying.png", exif=exif)
     upright, lying = (prepare_file(tmp_path / f"{name}.png") for name in ("upright", "lying"))
     assert (upright == lying).all()
@@ -171,7 +173,7 @@ def test_stream_is_read_like_a_file(tmp_path):
     )
 
 
-def test_strip_of_one_pixel_is_used(tmp_path):
+def test_strip_one_pixel_wide_is_accepted(tmp_path):
     strip = np.full((10_000, 1), 255, np.uint8)
     strip[3000:7000] = 0
     Image.fromarray(strip).save(tmp_path / "strip.png")

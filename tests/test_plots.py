@@ -1,16 +1,23 @@
 import io
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
 import pytest
+import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
-import plots
-from comparison import Suspect, calibrate, summarize_values
-from data import CLASS_NAMES
-from files import WorldFault
+from fashion import plots
+from fashion.comparison import Suspect, summarize_values
+from fashion.data import CLASS_NAMES, SYNTHETIC, TITLES, Dataset
+from fashion.evaluation import calibrate
+from fashion.files import RunError
 
-TITLE = "drawn stand-in, not Fashion-MNIST"
+TITLE = TITLES[SYNTHETIC]
+NAMES = ["first", "second", "third"]
+STYLES = plots.assign_styles(NAMES)
+STYLE = STYLES["first"]
 HISTORY = [
     {
         "epoch": epoch,
@@ -18,19 +25,18 @@ HISTORY = [
         "validation_loss": 0.5 / epoch,
         "train_accuracy": 0.5 + epoch / 20,
         "validation_accuracy": 0.6 + epoch / 20,
-        "learning_rate": 0.001,
     }
     for epoch in range(1, 6)
 ]
 
 
-def make_comparison(seeds):
-    """What compare returns, in short, with made-up numbers: class 9 is the hardest."""
+def make_comparison(seeds, count=3):
+    """A result of compare with made-up numbers; class 9 has the lowest scores."""
     models = {}
-    for name, accuracy in (("ffn", 0.85), ("cnn", 0.93)):
+    for place, name in enumerate(NAMES[:count]):
         matrix = np.diag([90] * 10)
         matrix[6, 0], matrix[2, 4] = 30, 20
-        values = [accuracy + 0.001 * seed for seed in range(seeds)]
+        values = [0.85 + 0.04 * place + 0.001 * seed for seed in range(seeds)]
         models[name] = {
             "test_accuracy": summarize_values(values),
             "by_class": {
@@ -42,7 +48,7 @@ def make_comparison(seeds):
             },
             "expected_calibration_error": summarize_values([0.02] * seeds),
             "confusion_matrix": matrix.tolist(),
-            "parameters": 1000,
+            "parameters": 1000 * (place + 1),
             "multiply_accumulates": 2_500_000,
             "train_seconds": summarize_values([12.0] * seeds),
             "latency_seconds": {"1": 0.001, "1000": 0.25},
@@ -50,14 +56,14 @@ def make_comparison(seeds):
     return {"dataset": TITLE, "seeds": list(range(seeds)), "models": models}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def predictions():
-    """Images, labels and probabilities of 400 predictions, about every fifth of them wrong."""
+    """Images, labels and probabilities of 400 predictions, a fifth of them incorrect."""
     generator = np.random.default_rng(0)
     labels = np.arange(400) % 10
     probabilities = generator.dirichlet(np.full(10, 0.1), 400)
-    right = generator.random(400) < 0.8
-    for row in np.flatnonzero(right):
+    correct = generator.random(400) < 0.8
+    for row in np.flatnonzero(correct):
         best = probabilities[row].argmax()
         probabilities[row, [best, labels[row]]] = probabilities[row, [labels[row], best]]
     images = generator.integers(0, 256, (400, 28, 28), dtype=np.uint8)
@@ -65,24 +71,83 @@ def predictions():
 
 
 def panels(figure):
-    """The axes that show a picture."""
+    """The axes that show an image."""
     return [axes for axes in figure.axes if axes.images]
 
 
-# Choosing examples
+def legend(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+# Style
+
+
+def test_styles_are_distinct_and_named_after_the_models():
+    styles = plots.assign_styles(f"model{number}" for number in range(20))
+    assert list(styles) == [f"model{number}" for number in range(20)]
+    assert styles["model7"].label == "MODEL7"
+    assert len({(style.colour, style.marker) for style in styles.values()}) == 20
+    few = list(styles.values())[:5]
+    assert len({style.colour for style in few}) == len({style.marker for style in few}) == 5
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_grouped_bars_touch_and_fill_the_group(count):
+    offsets, width = plots.group_bars(count, 0.8)
+    assert np.diff(offsets) == pytest.approx([width] * (count - 1))
+    assert offsets[0] - width / 2 == pytest.approx(-0.4)
+    assert offsets[-1] + width / 2 == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [(0.57, "57%"), (0.825, "82.5%"), (1.0, "100%"), (-0.15, "−15%"), (-1e-17, "0%")],
+)
+def test_percent_has_the_necessary_decimals(value, label):
+    assert plots.percent(value) == label
+
+
+def test_style_applies_only_while_a_figure_is_made():
+    inside = {}
+
+    @plots.styled
+    def make():
+        inside.update(matplotlib.rcParams)
+        return Figure()
+
+    before = dict(matplotlib.rcParams)
+    make()
+    assert dict(matplotlib.rcParams) == before
+    assert inside != before
+    assert all(inside[key] == value for key, value in plots.STYLE.items())
+
+
+def test_figure_is_saved_as_a_complete_png(tmp_path):
+    plots.save_figure(Figure(figsize=(2, 3)), tmp_path / "a.png")
+    image = Image.open(io.BytesIO((tmp_path / "a.png").read_bytes()))
+    image.load()
+    assert image.format == "PNG" and image.size == (260, 390)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_figure_that_cannot_be_written_raises(tmp_path):
+    with pytest.raises(RunError, match="cannot write"):
+        plots.save_figure(Figure(), tmp_path / "missing" / "a.png")
+
+
+# Examples
 
 
 @pytest.mark.parametrize("correct", [True, False])
-def test_examples_are_what_they_are_called_and_spread_over_the_classes(predictions, correct):
+def test_examples_are_evenly_distributed_over_the_classes(predictions, correct):
     _, labels, probabilities = predictions
     chosen = plots.choose_examples(labels, probabilities, correct)
     assert len(set(chosen)) == 25
     assert ((probabilities[chosen].argmax(1) == labels[chosen]) == correct).all()
-    counts = np.bincount(labels[chosen], minlength=10)
-    assert set(counts) == {2, 3}
+    assert set(np.bincount(labels[chosen], minlength=10)) == {2, 3}
 
 
-def test_mistakes_are_the_most_confident_of_their_class(predictions):
+def test_errors_are_the_most_confident_of_their_class(predictions):
     _, labels, probabilities = predictions
     chosen = plots.choose_examples(labels, probabilities, correct=False)
     wrong = np.flatnonzero(probabilities.argmax(1) != labels)
@@ -92,179 +157,161 @@ def test_mistakes_are_the_most_confident_of_their_class(predictions):
         assert list(probabilities[shown].max(1)) == list(confidence[: len(shown)])
 
 
-def test_classes_without_mistakes_leave_their_places_to_the_others():
+def test_classes_without_errors_leave_their_places_to_others():
     labels = np.repeat([0, 1], 50)
     probabilities = np.eye(10)[np.repeat([0, 2], 50)]
     chosen = plots.choose_examples(labels, probabilities, correct=False)
     assert len(chosen) == 25 and set(labels[chosen]) == {1}
 
 
-# What the figures show
+# One model
 
 
-def test_learning_curves_show_both_parts_of_the_history():
-    figure = plots.draw_learning_curves(HISTORY, "cnn", TITLE)
-    loss, accuracy = figure.axes
-    for axes, measure in ((loss, "loss"), (accuracy, "accuracy")):
+def test_learning_curves_show_training_and_validation():
+    figure = plots.draw_learning_curves(HISTORY, STYLE, TITLE)
+    assert figure.get_suptitle() == f"Learning curves, FIRST on {TITLE}"
+    for axes, measure in zip(figure.axes, ("loss", "accuracy"), strict=True):
         curves = [list(line.get_ydata()) for line in axes.get_lines()]
         assert curves == [
             [entry[f"{part}_{measure}"] for entry in HISTORY] for part in ("train", "validation")
         ]
         assert axes.get_xlabel() == "epoch" and axes.get_ylabel()
-        assert "at the end" in axes.get_legend().get_texts()[0].get_text()
+    assert legend(figure.axes[1]) == ["training, final 75.0%", "validation, final 85.0%"]
 
 
-@pytest.mark.parametrize("correct", [True, False])
-def test_prediction_grid_says_guess_probability_and_truth(predictions, correct):
+@pytest.mark.parametrize(
+    ("correct", "title"),
+    [(True, "Correct predictions"), (False, "Most confident errors of each class")],
+)
+def test_predictions_show_class_probability_and_truth(predictions, correct, title):
     images, labels, probabilities = predictions
-    figure = plots.draw_predictions(images, labels, probabilities, correct, "ffn", TITLE)
+    figure = plots.draw_predictions(*predictions, correct, STYLE, TITLE)
+    assert figure.get_suptitle() == f"{title}, FIRST on {TITLE}"
     chosen = plots.choose_examples(labels, probabilities, correct)
-    assert len(panels(figure)) == 25
     for axes, index in zip(panels(figure), chosen, strict=True):
         assert (axes.images[0].get_array() == images[index]).all()
         guess = probabilities[index].argmax()
         expected = f"{CLASS_NAMES[guess]} {probabilities[index, guess]:.0%}"
         if not correct:
-            expected += f"\nis: {CLASS_NAMES[labels[index]]}"
+            expected += f"\ntrue: {CLASS_NAMES[labels[index]]}"
         assert axes.get_title() == expected
+        assert axes.get_xlabel() == f"test image {index}"
 
 
-def test_mistakes_are_called_the_most_confident(predictions):
-    figure = plots.draw_predictions(*predictions, False, "ffn", TITLE)
-    assert "most confident mistakes" in figure.get_suptitle()
-
-
-def test_prediction_grid_without_examples_says_so(predictions):
-    images, labels, _ = predictions
-    figure = plots.draw_predictions(images, labels, np.eye(10)[labels], False, "ffn", TITLE)
-    assert not panels(figure) and "none" in figure.texts[-1].get_text()
-
-
-def test_confusion_is_in_percent_of_the_true_class():
+def test_confusion_matrix_is_in_percent_of_the_true_class():
     matrix = np.diag([90] * 10)
     matrix[3, 4] = 10
-    figure = plots.draw_confusion(matrix, "cnn", TITLE)
+    figure = plots.draw_confusion(matrix, STYLE, TITLE)
+    assert figure.get_suptitle() == f"Confusion matrix, FIRST on {TITLE}"
     axes, bar = figure.axes
     texts = {text.get_position(): text.get_text() for text in axes.texts}
     assert texts[(4, 3)] == "10.0" and texts[(3, 3)] == "90.0" and texts[(0, 0)] == "100.0"
     assert len(texts) == 11
     assert [label.get_text() for label in axes.get_yticklabels()] == list(CLASS_NAMES)
-    assert "true class" in bar.get_ylabel()
+    assert bar.get_ylabel() == "share of the true class (%)"
 
 
-@pytest.mark.parametrize(("seeds", "measure"), [(1, "Test accuracy"), (3, "F1")])
-def test_comparison_shows_classes_hardest_at_the_bottom(seeds, measure):
-    by_class = plots.draw_comparison(make_comparison(seeds)).axes[0]
-    assert by_class.get_title("left").startswith(f"{measure} by class")
-    assert by_class.get_yticklabels()[0].get_text() == CLASS_NAMES[9]
-    assert {text.get_text() for text in by_class.get_legend().get_texts()} == {"FFN", "CNN"}
-    # Only several seeds have an interval to draw.
+# Several models
+
+
+@pytest.mark.parametrize(
+    ("seeds", "title"),
+    [(1, "Test accuracy by class"), (3, "Test F1 score by class, 95% intervals over seeds")],
+)
+def test_comparison_orders_classes_by_their_scores(seeds, title):
+    by_class = plots.draw_comparison(make_comparison(seeds), STYLES).axes[0]
+    assert by_class.get_title("left") == title
+    labels = [label.get_text() for label in by_class.get_yticklabels()]
+    assert labels == list(CLASS_NAMES)[::-1]
+    assert legend(by_class) == ["FIRST", "SECOND", "THIRD"]
+    expected = 0.85 + 0.001 * (seeds - 1) / 2 - 0.01 * np.arange(10)[::-1]
+    assert by_class.containers[0].lines[0].get_xdata() == pytest.approx(expected)
     assert bool(by_class.containers[0].has_xerr) == (seeds > 1)
 
 
-def test_comparison_shows_the_most_frequent_confusions():
-    confusions = plots.draw_comparison(make_comparison(2)).axes[1]
-    texts = [label.get_text() for label in confusions.get_yticklabels()]
-    assert texts[0] == "FFN: Shirt taken for T-shirt/top"
-    assert texts[1] == "FFN: Pullover taken for Coat"
-    assert texts[plots.CONFUSIONS_SHOWN] == "CNN: Shirt taken for T-shirt/top"
+def test_comparison_shows_confusions_accuracies_and_costs_of_every_model():
+    figure = plots.draw_comparison(make_comparison(3), STYLES)
+    assert figure.get_suptitle() == f"Test results on {TITLE}, 3 seeds per model"
+    _, confusions, accuracies, *costs = figure.axes
+    labels = [label.get_text() for label in confusions.get_yticklabels()]
+    assert len(labels) == 3 * plots.CONFUSIONS_SHOWN
+    assert labels[0] == "FIRST: Shirt → T-shirt/top"
+    assert labels[1] == "FIRST: Pullover → Coat"
+    assert labels[2 * plots.CONFUSIONS_SHOWN] == "THIRD: Shirt → T-shirt/top"
     assert confusions.texts[0].get_text() == "25.0%"
-
-
-def test_comparison_shows_each_seed_and_the_costs():
-    _, _, accuracies, *costs = plots.draw_comparison(make_comparison(3)).axes
     drawn = [list(line.get_xdata()) for line in accuracies.get_lines()]
-    assert [0.85, 0.851, 0.852] in drawn and [0.93, 0.931, 0.932] in drawn
-    shown = [axes.texts[0].get_text() for axes in costs]
-    assert shown == ["1,000", "2.5 million", "12.0 s", "250 ms"]
+    for model in make_comparison(3)["models"].values():
+        assert model["test_accuracy"]["values"] in drawn
+    assert [text.get_text() for text in accuracies.texts][2] == "93.10% ± 0.10"
+    assert [text.get_text() for text in costs[0].texts] == ["1,000", "2,000", "3,000"]
+    assert [axes.texts[2].get_text() for axes in costs[1:]] == ["2.5 M", "12.0 s", "250 ms"]
 
 
-def test_series_shows_mean_and_band_over_seeds():
+def test_series_shows_mean_and_standard_deviation_over_seeds():
     other = [{**entry, "validation_loss": entry["validation_loss"] + 0.2} for entry in HISTORY]
-    figure = plots.draw_series({"ffn": [HISTORY, other], "cnn": [HISTORY, HISTORY]}, TITLE)
+    histories = {"first": [HISTORY, other], "second": [HISTORY] * 2, "third": [HISTORY[:2]] * 2}
+    figure = plots.draw_series(histories, STYLES, TITLE)
+    assert "2 seeds" in figure.get_suptitle()
     loss = figure.axes[0]
     mean = [entry["validation_loss"] + 0.1 for entry in HISTORY]
     assert list(loss.get_lines()[0].get_ydata()) == pytest.approx(mean)
     (band,) = loss.collections[0].get_paths()
     assert band.vertices[:, 1].max() == pytest.approx(mean[0] + 0.1 * np.sqrt(2))
-    assert "2 seeds" in figure.get_suptitle()
+    assert legend(loss) == ["FIRST, 5 epochs", "SECOND, 5 epochs", "THIRD, 2 epochs"]
 
 
-def test_calibration_shows_each_bin_and_the_error(predictions):
+@pytest.mark.parametrize("count", [1, 3])
+def test_calibration_shows_every_model(predictions, count):
     _, labels, probabilities = predictions
-    calibration = calibrate(probabilities, labels)
-    figure = plots.draw_calibration({"ffn": calibration, "cnn": calibration}, make_comparison(2))
-    diagonal, curve, _ = figure.axes[0].get_lines()
+    calibrations = {
+        name: calibrate(probabilities[: 100 * number], labels[: 100 * number])
+        for number, name in enumerate(NAMES[:count], start=1)
+    }
+    figure = plots.draw_calibration(calibrations, make_comparison(2, count), STYLES)
+    axes, shares = figure.axes
+    diagonal, *curves = axes.get_lines()
     assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 1]
-    assert (curve.get_ydata() == calibration.accuracy).all()
-    assert "error 2.0%" in figure.axes[0].get_legend().get_texts()[1].get_text()
+    bars = [container.patches for container in shares.containers]
+    for calibration, curve, group in zip(calibrations.values(), curves, bars, strict=True):
+        assert (curve.get_ydata() == calibration.accuracy).all()
+        assert [bar.get_height() for bar in group] == list(calibration.share)
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for group in bars for bar in group)
+    assert all(end <= start + 1e-9 for (_, end), (start, _) in pairwise(edges))
+    assert legend(axes)[1] == "FIRST, expected calibration error 2.0%"
 
 
-def test_suspects_show_image_label_and_suggestion(tiny_dataset):
-    training_index = int(tiny_dataset.validation_indices[0])
+@pytest.fixture
+def dataset():
+    """Random images."""
+    images = torch.randint(256, (30, 28, 28), dtype=torch.uint8)
+    labels, indices = torch.arange(30) % 10, torch.arange(30)
+    test_images = images.flip(0)
+    return Dataset(SYNTHETIC, images, labels, indices, indices, test_images, labels, 0.3, 0.35)
+
+
+def test_suspects_show_image_label_and_prediction(dataset):
     suspects = [
         Suspect("test", 3, 6, 0.01, 0, 0.97),
-        Suspect("validation", training_index, 2, 0.02, 4, 0.9),
+        Suspect("validation", 5, 2, 0.02, 4, 0.9),
     ]
-    figure = plots.draw_suspects(suspects, tiny_dataset)
+    figure = plots.draw_suspects(suspects, dataset)
     first, second = panels(figure)
-    assert (first.images[0].get_array() == tiny_dataset.test_images[3].numpy()).all()
-    assert (second.images[0].get_array() == tiny_dataset.images[training_index].numpy()).all()
-    assert first.get_title() == "label: Shirt\nT-shirt/top 97%"
-    assert "2 images" in figure.get_suptitle()
+    assert (first.images[0].get_array() == dataset.test_images[3].numpy()).all()
+    assert (second.images[0].get_array() == dataset.images[5].numpy()).all()
+    assert first.get_title() == "label: Shirt\nmodels: T-shirt/top 97%"
+    assert second.get_xlabel() == "validation image 5"
+    assert "2 images whose" in figure.get_suptitle()
 
 
-def test_no_suspects_are_said_to_be_none(tiny_dataset):
-    assert "none" in plots.draw_suspects([], tiny_dataset).texts[-1].get_text()
+def test_suspects_show_at_most_40_images_or_none(dataset):
+    suspects = [Suspect("test", 3, 6, 0.01, 0, 0.97)] * 41
+    figure = plots.draw_suspects(suspects, dataset)
+    assert len(panels(figure)) == 40 and "41 images (40 shown)" in figure.get_suptitle()
+    assert plots.draw_suspects([], dataset).texts[-1].get_text() == "none"
 
 
-# Style and files
-
-
-@pytest.mark.parametrize("model", ["ffn", "cnn"])
-def test_titles_name_model_and_data(predictions, model):
-    for figure in (
-        plots.draw_learning_curves(HISTORY, model, TITLE),
-        plots.draw_predictions(*predictions, True, model, TITLE),
-        plots.draw_confusion(np.eye(10, dtype=int), model, TITLE),
-    ):
-        assert figure.get_suptitle().startswith(f"{model.upper()} on {TITLE}")
-    assert TITLE in plots.draw_comparison(make_comparison(3)).get_suptitle()
-
-
-def test_figure_is_a_whole_png_and_style_stays_inside(tmp_path):
-    before = dict(matplotlib.rcParams)
-    plots.save_figure(plots.draw_comparison(make_comparison(3)), tmp_path / "a.png")
-    assert dict(matplotlib.rcParams) == before
-    image = Image.open(io.BytesIO((tmp_path / "a.png").read_bytes()))
-    image.load()
-    assert image.format == "PNG" and min(image.size) > 700
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_figure_that_cannot_be_written_is_an_error_in_words(tmp_path):
-    with pytest.raises(WorldFault, match="cannot write"):
-        plots.save_figure(plots.draw_comparison(make_comparison(3)), tmp_path / "nowhere" / "a.png")
-
-
-def test_nothing_is_cut_off(predictions):
-    for figure in (
-        plots.draw_learning_curves(HISTORY, "cnn", TITLE),
-        plots.draw_predictions(*predictions, False, "cnn", TITLE),
-        plots.draw_confusion(np.full((10, 10), 7), "cnn", TITLE),
-        plots.draw_comparison(make_comparison(1)),
-        plots.draw_comparison(make_comparison(3)),
-        plots.draw_series({"ffn": [HISTORY] * 2, "cnn": [HISTORY] * 2}, TITLE),
-    ):
-        with matplotlib.rc_context(plots.STYLE):
-            figure.draw_without_rendering()
-            box = figure.get_tightbbox()
-        width, height = figure.get_size_inches()
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
-
-
-def test_benchmark_shows_speeds_from_zero_and_growth_by_size():
-    models = {
+def make_benchmark():
+    return {
         name: {
             "classic_images_per_second": 1000 * factor,
             "images_per_second": 5000 * factor,
@@ -273,11 +320,45 @@ def test_benchmark_shows_speeds_from_zero_and_growth_by_size():
                 "seconds_by_width": {0.5: 0.3 * factor, 4: 11 * factor},
             },
         }
-        for name, factor in (("ffn", 3), ("cnn", 1))
+        for name, factor in zip(NAMES, (3, 1, 2), strict=True)
     }
-    speed, images, width = plots.draw_benchmark(models).axes
-    assert [bar.get_height() for bar in speed.patches] == [3000, 1000, 15000, 5000]
+
+
+def test_benchmark_shows_speed_and_growth_of_every_model():
+    models = make_benchmark()
+    speed, images, width = plots.draw_benchmark(models, STYLES).axes
+    assert [bar.get_height() for bar in speed.patches] == [3000, 1000, 2000, 15000, 5000, 10000]
     assert speed.get_ylim()[0] == 0
     for axes, key in ((images, "seconds_by_images"), (width, "seconds_by_width")):
+        assert legend(axes) == ["FIRST", "SECOND", "THIRD"]
         for line, model in zip(axes.lines, models.values(), strict=True):
             assert dict(zip(*line.get_data(), strict=True)) == model["growth"][key]
+
+
+# Layout
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda predictions: plots.draw_learning_curves(HISTORY, STYLE, TITLE),
+        lambda predictions: plots.draw_predictions(*predictions, False, STYLE, TITLE),
+        lambda predictions: plots.draw_confusion(np.full((10, 10), 7), STYLE, TITLE),
+        lambda predictions: plots.draw_comparison(make_comparison(3), STYLES),
+        lambda predictions: plots.draw_series({"first": [HISTORY] * 2}, STYLES, TITLE),
+        lambda predictions: plots.draw_calibration(
+            {name: calibrate(predictions[2], predictions[1]) for name in NAMES},
+            make_comparison(2),
+            STYLES,
+        ),
+        lambda predictions: plots.draw_benchmark(make_benchmark(), STYLES),
+    ],
+    ids=["curves", "predictions", "confusion", "comparison", "series", "calibration", "benchmark"],
+)
+def test_nothing_is_cut_off(predictions, make):
+    figure = make(predictions)
+    with matplotlib.rc_context(plots.STYLE):
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height

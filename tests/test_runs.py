@@ -4,99 +4,153 @@ from dataclasses import replace
 import pytest
 import torch
 
-import runs
-from files import UserMistake
-from runs import Workers, find_run, keep_run, run_path, score
-from training import RECIPES, Trainer, load_checkpoint
+from fashion import runs
+from fashion.checkpoint import load_weights
+from fashion.evaluation import average_over_flip
+from fashion.files import RunError, UsageError
+from fashion.layers import count_parameters
+from fashion.runs import Workers, find_run, run_path, save_run, score
+from fashion.training import Trainer
+from ffn import FFN
+
+MODEL = {"widths": [64, 48, 32, 16], "dropout": 0.125}
+FILES = ["ffn-seed3.json", "ffn-seed3.logits.safetensors", "ffn-seed3.safetensors"]
+
+
+def make_trainer(dataset, seed=3, **settings):
+    recipe = replace(FFN.recipe, **{"epochs": 2, "batch_size": 100, "model": MODEL} | settings)
+    return Trainer(FFN, dataset, recipe, seed, torch.float32)
 
 
 @pytest.fixture(scope="module")
 def trainer(tiny_dataset):
     """An FFN trained for two epochs."""
-    recipe = replace(RECIPES["ffn"], epochs=2, batch_size=100)
-    trainer = Trainer("ffn", tiny_dataset, recipe, seed=3, precision=torch.float32)
+    trainer = make_trainer(tiny_dataset)
     while not trainer.finished:
         trainer.train_epoch()
     return trainer
 
 
+@pytest.fixture(scope="module")
+def run(trainer):
+    """Its run."""
+    return score(trainer, "ffn")
+
+
 @pytest.fixture
-def kept(trainer, tmp_path):
-    """That training's run, and the folder that it was kept in."""
-    run = score(trainer)
-    keep_run(tmp_path, run)
-    return run, tmp_path
+def folder(run, tmp_path):
+    """A folder with the saved run."""
+    save_run(tmp_path, run)
+    return tmp_path
 
 
-def test_score_looks_at_validation_and_test_images(trainer, tiny_dataset):
-    run = score(trainer)
+# Scoring
+
+
+def test_score_uses_the_averaged_weights_on_validation_and_test_images(run, trainer, tiny_dataset):
+    chosen = tiny_dataset.validation_indices
     assert run.validation_logits.shape == (100, 10) and run.test_logits.shape == (200, 10)
-    right = (run.test_logits.argmax(1) == tiny_dataset.test_labels).float().mean().item()
-    assert run.test.accuracy == pytest.approx(right)
-    right = run.validation_logits.argmax(1) == tiny_dataset.labels[tiny_dataset.validation_indices]
-    assert run.history[-1]["validation_accuracy"] == pytest.approx(right.float().mean().item())
+    correct = (run.validation_logits.argmax(1) == tiny_dataset.labels[chosen]).float().mean()
+    assert trainer.history[-1]["validation_accuracy"] == pytest.approx(correct.item())
+    correct = (run.test_logits.argmax(1) == tiny_dataset.test_labels).float().mean()
+    assert run.test.accuracy == pytest.approx(correct.item())
+    both = average_over_flip(
+        trainer.averaged,
+        tiny_dataset.test_images,
+        tiny_dataset.mean,
+        tiny_dataset.std,
+        torch.float32,
+    )
+    correct = (both.argmax(1) == tiny_dataset.test_labels).float().mean()
+    assert run.flip_averaged_accuracy == pytest.approx(correct.item())
+    assert run.probabilities == pytest.approx(run.test_logits.softmax(1).numpy())
 
 
-def test_kept_run_comes_back_as_it_was(kept, trainer, tiny_dataset):
-    run, folder = kept
-    again = find_run(folder, trainer.identity(), tiny_dataset)
-    assert again.test_logits.equal(run.test_logits) and again.test == run.test
-    assert again.validation_logits.equal(run.validation_logits)
-    for part in ("name", "seed", "identity", "history", "epoch_seconds", "tested_at"):
-        assert getattr(again, part) == getattr(run, part)
-    assert {path.name for path in folder.iterdir()} == {"ffn-seed3.json", "ffn-seed3.pt"}
+def test_model_of_a_run_is_built_without_drawing_random_numbers(run, trainer):
+    before = torch.get_rng_state()
+    assert run.build_model().arguments == MODEL
+    assert run.parameters == count_parameters(trainer.model)
+    assert torch.get_rng_state().equal(before)
 
 
-def test_kept_weights_are_a_checkpoint(kept, trainer):
-    checkpoint = load_checkpoint(run_path(kept[1], "ffn", 3, "pt"), "ffn")
-    weights = trainer.averaged.state_dict()
-    assert all(checkpoint.model.state_dict()[key].equal(weights[key]) for key in weights)
+# Files
 
 
-def test_figures_stand_in_the_json_file(kept):
-    run, folder = kept
-    figures = json.loads(run_path(folder, "ffn", 3, "json").read_text())
+def test_saved_run_is_found_as_it_was(folder, run, tiny_dataset):
+    found = find_run(folder, "ffn", make_trainer(tiny_dataset))
+    for part in vars(run).keys() - {"weights", "validation_logits", "test_logits"}:
+        assert getattr(found, part) == getattr(run, part)
+    assert found.weights.keys() == run.weights.keys()
+    assert all(found.weights[key].equal(run.weights[key]) for key in run.weights)
+    assert found.validation_logits.equal(run.validation_logits)
+    assert found.test_logits.equal(run.test_logits)
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+
+
+def test_saved_weights_are_a_checkpoint(folder, run):
+    checkpoint = load_weights(run_path(folder, "ffn", 3, ".safetensors"), FFN)
+    assert checkpoint.metadata == run.metadata
+
+
+def test_json_file_has_settings_and_results(folder, run):
+    figures = json.loads((folder / "ffn-seed3.json").read_text())
+    assert figures == {"identity": run.identity, **run.figures()}
+    assert figures["identity"] | {"epochs": 2, "seed": 3, **MODEL} == figures["identity"]
     assert figures["test_accuracy"] == run.test.accuracy
-    assert figures["identity"]["epochs"] == 2 and len(figures["history"]) == 2
+    assert figures["confusion_matrix"] == run.test.confusion_matrix
+    assert figures["train_seconds"] == sum(run.epoch_seconds)
 
 
-def test_run_without_its_figures_is_not_there(kept, trainer, tiny_dataset):
-    run_path(kept[1], "ffn", 3, "json").unlink()
-    assert find_run(kept[1], trainer.identity(), tiny_dataset) is None
-
-
-def test_run_of_another_seed_is_not_there(kept, trainer, tiny_dataset):
-    assert find_run(kept[1], trainer.identity() | {"seed": 4}, tiny_dataset) is None
+def test_incomplete_run_and_other_seeds_are_not_found(folder, tiny_dataset):
+    assert find_run(folder, "ffn", make_trainer(tiny_dataset, seed=4)) is None
+    assert find_run(folder, "other", make_trainer(tiny_dataset)) is None
+    (folder / "ffn-seed3.json").unlink()
+    assert find_run(folder, "ffn", make_trainer(tiny_dataset)) is None
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"),
-    [("epochs", 3), ("lr", 0.1), ("dataset", "fashion-mnist"), ("images", 7), ("dropout", 0.9)],
+    ("settings", "difference"),
+    [
+        ({"epochs": 3}, "epochs 2, this series has 3"),
+        ({"learning_rate": 0.5}, "learning_rate 0.004, this series has 0.5"),
+        ({"model": MODEL | {"dropout": 0.9}}, "dropout 0.125, this series has 0.9"),
+    ],
 )
-def test_runs_of_other_settings_or_data_are_not_mixed(kept, trainer, tiny_dataset, setting, value):
-    identity = trainer.identity() | {setting: value}
-    with pytest.raises(UserMistake, match=f"run with {setting} .* not mixed"):
-        find_run(kept[1], identity, tiny_dataset)
+def test_runs_with_other_settings_are_not_mixed(folder, tiny_dataset, settings, difference):
+    with pytest.raises(UsageError, match=f"is a run with {difference}; .* are not mixed"):
+        find_run(folder, "ffn", make_trainer(tiny_dataset, **settings))
 
 
-@pytest.mark.parametrize("ending", ["json", "pt"])
-@pytest.mark.parametrize("content", [b"", b"{}", b"nonsense"])
-def test_damaged_run_is_an_error_that_names_a_file(kept, trainer, tiny_dataset, ending, content):
-    run_path(kept[1], "ffn", 3, ending).write_bytes(content)
-    with pytest.raises(UserMistake, match=r"ffn-seed3\..* damaged"):
-        find_run(kept[1], trainer.identity(), tiny_dataset)
+def test_runs_with_other_data_are_not_mixed(folder, tiny_dataset):
+    fewer = replace(tiny_dataset, train_indices=tiny_dataset.train_indices[:100])
+    with pytest.raises(UsageError, match="is a run with images 500, this series has 100"):
+        find_run(folder, "ffn", make_trainer(fewer))
 
 
-# Sharing out
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_run_is_an_error_that_names_the_file(folder, tiny_dataset, name):
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UsageError, match=f"{path} is damaged"):
+        find_run(folder, "ffn", make_trainer(tiny_dataset))
 
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_run_without_its_weights_or_predictions_is_an_error(folder, tiny_dataset, name):
+    (folder / name).unlink()
+    with pytest.raises(RunError, match=f"cannot read {folder / name}"):
+        find_run(folder, "ffn", make_trainer(tiny_dataset))
+
+
+# Several processes
 
 JOBS = [("cnn", 0), ("cnn", 1), ("cnn", 2), ("ffn", 0), ("ffn", 1), ("ffn", 2)]
 
 
-def test_one_process_does_all_that_is_missing():
+def test_one_process_does_all_missing_jobs():
     with Workers(torch.device("cpu")) as alone:
-        assert alone.leads and alone.size == 1
-        assert alone.portion(JOBS, have=[("cnn", 1), ("ffn", 2)]) == [
+        assert alone.first and alone.size == 1
+        assert alone.select(JOBS, done=[("cnn", 1), ("ffn", 2)]) == [
             ("cnn", 0),
             ("cnn", 2),
             ("ffn", 0),
@@ -106,18 +160,46 @@ def test_one_process_does_all_that_is_missing():
         assert alone.gather({JOBS[0]: "run"}) == {JOBS[0]: "run"}
 
 
-def test_portions_are_disjoint_and_leave_out_what_any_process_has(monkeypatch):
+def test_processes_share_the_jobs_that_none_has_done(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    # The other process has one run, and this one another: what the two exchange.
+    # The other process has done ("cnn", 2), this one ("ffn", 1).
     monkeypatch.setattr(
         runs.dist,
         "all_gather_object",
         lambda everywhere, mine: everywhere.__setitem__(slice(None), [mine, {("cnn", 2)}]),
     )
-    portions = []
+    shares = []
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
         workers = Workers(torch.device("cpu"))
-        assert workers.leads == (rank == 0)
-        portions.append(workers.portion(JOBS, have=[("ffn", 1)]))
-    assert portions == [[("cnn", 0), ("ffn", 0)], [("cnn", 1), ("ffn", 2)]]
+        assert workers.first == (rank == 0)
+        shares.append(workers.select(JOBS, done=[("ffn", 1)]))
+    assert shares == [[("cnn", 0), ("ffn", 0)], [("cnn", 1), ("ffn", 2)]]
+
+
+def test_each_process_has_its_own_gpu(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert Workers(torch.device("cuda")).device == torch.device("cuda")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert Workers(torch.device("cuda")).device == torch.device("cuda:1")
+    assert chosen == [torch.device("cuda:1")]
+
+
+def test_end_of_another_process_is_explained(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("Connection closed by peer")
+
+    for function in ("broadcast_object_list", "all_gather_object", "gather_object"):
+        monkeypatch.setattr(runs.dist, function, fail)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    workers = Workers(torch.device("cpu"))
+    for call in (
+        lambda: workers.share(dict),
+        lambda: workers.select(JOBS, []),
+        lambda: workers.gather({}),
+    ):
+        with pytest.raises(RunError, match="another process of this job has ended"):
+            call()

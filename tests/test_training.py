@@ -1,37 +1,38 @@
-import os
+import functools
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-import training
-from files import UserMistake, WorldFault
-from training import (
-    RECIPES,
-    Trainer,
-    checkpoint_content,
-    evaluate,
-    load_checkpoint,
-    predict_logits,
-    write_tensors,
-)
+from fashion import training
+from fashion.evaluation import predict_logits
+from fashion.files import UsageError
+from fashion.training import DivergenceError, Trainer, learning_rate_factor, make_optimizers
+from models import MODELS
 
-NAMES = ["ffn", "cnn"]
 PRECISIONS = [torch.float32, torch.bfloat16]
-# As narrow as still learns, for quick tests.
-SMALL = {
-    "ffn": {"widths": (256, 128, 64, 32), "dropout": 0.1},
-    "cnn": {"channels": (16, 32, 64), "widths": (64, 32), "dropout": 0.1},
+# Narrow networks for tests that compare numbers; they hardly learn.
+NARROW = {
+    "ffn": {"widths": (64, 48, 32, 16), "dropout": 0.1},
+    "cnn": {"channels": (4, 8, 8), "widths": (32, 16), "dropout": 0.1},
 }
 
 
+@pytest.fixture(scope="module")
+def dataset(tiny_dataset):
+    """The tiny dataset with 165 images to train on: ten batches of 16, and five images left."""
+    return replace(tiny_dataset, train_indices=tiny_dataset.train_indices[:165])
+
+
 def make_trainer(name, dataset, seed=0, precision=torch.float32, record=False, **settings):
-    recipe = replace(
-        RECIPES[name], **{"model": SMALL[name], "epochs": 3, "batch_size": 64, **settings}
-    )
-    return Trainer(name, dataset, recipe, seed, precision, record=record)
+    network = MODELS[name]
+    short = {"model": NARROW.get(name, {}), "epochs": 2, "batch_size": 16}
+    recipe = replace(network.recipe, **short | settings)
+    return Trainer(network, dataset, recipe, seed, precision, record)
 
 
 def train_to_the_end(trainer):
@@ -40,478 +41,368 @@ def train_to_the_end(trainer):
     return trainer
 
 
-def assert_same(one, other):
-    """Assert that two trainers have the same weights and history, to the last bit."""
+@pytest.fixture(scope="module")
+def undisturbed(dataset):
+    """Return a function that returns a trainer of that name, trained without interruption.
+
+    The kernels of the CNN are recorded here only, which must not change its weights.
+    """
+
+    @functools.cache
+    def train(name, precision=torch.float32):
+        record = name == "cnn"
+        return train_to_the_end(make_trainer(name, dataset, precision=precision, record=record))
+
+    return train
+
+
+def assert_same_weights(one, other):
+    """Assert that two trainers have the same weights, bit by bit."""
     for part in ("model", "averaged"):
-        weights, others = (getattr(t, part).state_dict() for t in (one, other))
+        weights, others = (getattr(each, part).state_dict() for each in (one, other))
+        assert weights.keys() == others.keys()
         assert all(weights[key].equal(others[key]) for key in weights)
+
+
+def assert_same(one, other):
+    """Assert that two trainers have the same weights and history, bit by bit."""
+    assert_same_weights(one, other)
     assert one.history == other.history
 
 
 # Learning
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_training_learns(tiny_dataset, name):
-    trainer = train_to_the_end(make_trainer(name, tiny_dataset, epochs=8, batch_size=32))
-    first, last = trainer.history[0], trainer.history[-1]
-    assert last["train_loss"] < first["train_loss"]
-    assert last["validation_accuracy"] > 0.5  # a guess has 0.1
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("ffn", {"widths": (256, 128, 64, 32), "dropout": 0.1}),
+        ("cnn", {"channels": (8, 16, 32), "widths": (64, 32), "dropout": 0.1}),
+    ],
+)
+def test_training_learns(tiny_dataset, name, model):
+    trainer = make_trainer(name, tiny_dataset, model=model, epochs=8, batch_size=25)
+    train_to_the_end(trainer)
+    assert trainer.history[-1]["validation_accuracy"] > 0.5  # five times chance
+    assert trainer.history[-1]["train_loss"] < 0.65 * trainer.history[0]["train_loss"]
 
 
-def test_history_has_one_whole_entry_an_epoch(tiny_dataset):
-    trainer = train_to_the_end(make_trainer("ffn", tiny_dataset))
-    assert [entry["epoch"] for entry in trainer.history] == [1, 2, 3]
-    assert set(trainer.history[0]) == {
-        "epoch",
-        "train_loss",
-        "train_accuracy",
-        "validation_loss",
-        "validation_accuracy",
-        "learning_rate",
-    }
-    assert len(trainer.epoch_seconds) == 3 and trainer.train_seconds > 0
-    rates = [entry["learning_rate"] for entry in trainer.history]
-    assert rates[-1] < RECIPES["ffn"].learning_rate / 10
+def test_history_row_summarizes_the_epoch(dataset):
+    trainer = make_trainer("ffn", dataset)
+    chosen, peak = dataset.validation_indices, trainer.recipe.learning_rate
+    hits = []
+    for epoch in (1, 2):
+        losses = []
+        for images, labels in trainer.batches():
+            hook = trainer.model.register_forward_hook(
+                lambda _, __, logits, labels=labels: hits.append(logits.argmax(1) == labels)
+            )
+            losses.append(trainer.step(images, labels))
+            hook.remove()
+        row = trainer.validate()
+        logits = predict_logits(
+            trainer.averaged, dataset.images[chosen], dataset.mean, dataset.std, torch.float32
+        )
+        correct = logits.argmax(1) == dataset.labels[chosen]
+        assert row == pytest.approx(
+            {
+                "epoch": epoch,
+                "train_loss": sum(losses).item() / 10,
+                "train_accuracy": torch.cat(hits[-10:]).float().mean().item(),
+                "validation_loss": F.cross_entropy(logits, dataset.labels[chosen]).item(),
+                "validation_accuracy": correct.float().mean().item(),
+                "learning_rate": peak * learning_rate_factor(20, 0.1, 10 * epoch - 1),
+            }
+        )
+        assert trainer.history[-1] == row
+    assert trainer.finished and len(trainer.history) == len(trainer.epoch_seconds) == 2
+    assert trainer.train_seconds == sum(trainer.epoch_seconds) > 0
 
 
-def test_fewer_images_than_a_batch_are_one_batch(tiny_dataset):
-    dataset = replace(tiny_dataset, train_indices=tiny_dataset.train_indices[:5])
-    trainer = make_trainer("cnn", dataset, epochs=1)
-    assert (trainer.steps, trainer.batch_size) == (1, 5)
+def test_loss_is_smoothed_cross_entropy(dataset):
+    trainer = make_trainer("ffn", dataset, label_smoothing=0.1)
+    # Softmax gives class 0 a probability of 1 / 2 and the others 1 / 18 each.
+    logits = torch.tensor([[9.0] + [1.0] * 9]).log()
+    loss = trainer.loss(logits, torch.zeros(1, 28, 28), torch.tensor([0]))
+    assert loss.item() == pytest.approx(0.91 * np.log(2) + 0.09 * np.log(18))
+
+
+def test_epoch_has_each_image_once_in_a_new_order_without_an_incomplete_batch(dataset):
+    trainer = make_trainer("ffn", dataset, shift=0, flip=False)
+    chosen = dataset.train_indices
+    available = Counter(map(digest, dataset.images[chosen], dataset.labels[chosen]))
+    orders = []
+    for _ in range(2):
+        batches = list(trainer.batches())
+        assert [(len(images), len(labels)) for images, labels in batches] == [(16, 16)] * 10
+        orders.append([digest(*pair) for batch in batches for pair in zip(*batch, strict=True)])
+        assert Counter(orders[-1]) <= available
+    assert orders[0] != orders[1] and orders[0] != sorted(orders[0])
+
+
+def digest(image, label):
+    return image.numpy().tobytes() + bytes([label])
+
+
+def test_batches_are_augmented_as_the_recipe_says(dataset):
+    plain, shifted, black = (
+        next(make_trainer("ffn", dataset, **settings).batches())[0]
+        for settings in (
+            {"shift": 0, "flip": False},
+            {"shift": 2, "shifted": 1.0, "flip": False},
+            {"cutout": 56},  # covers the image wherever its centre is
+        )
+    )
+    assert plain.shape == shifted.shape and not plain.equal(shifted)
+    assert plain.any() and not black.any()
+
+
+def test_fewer_images_than_a_batch_are_one_batch(dataset):
+    few = replace(dataset, train_indices=dataset.train_indices[:5])
+    trainer = make_trainer("cnn", few, epochs=1)
+    assert (trainer.steps_per_epoch, trainer.batch_size) == (1, 5)
     trainer.train_epoch()
+    assert trainer.finished
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_loss_that_is_no_number_stops_with_epoch_step_and_learning_rate(tiny_dataset, name):
-    trainer = make_trainer(name, tiny_dataset)
+def test_loss_that_is_not_finite_is_an_error_that_names_the_step(dataset):
+    trainer = make_trainer("cnn", dataset, learning_rate=0.25)
     trainer.train_epoch()
-    with torch.no_grad():
-        next(trainer.model.parameters()).fill_(torch.nan)
-    with pytest.raises(WorldFault, match=r"epoch 2, step 1 .*learning rate of .*--lr"):
-        trainer.train_epoch()
-    assert len(trainer.history) == 1
+    for number, (images, labels) in enumerate(trainer.batches(), start=1):
+        if number == 3:
+            with torch.no_grad():
+                next(trainer.model.parameters()).fill_(torch.nan)
+        trainer.step(images, labels)
+    with pytest.raises(
+        DivergenceError,
+        match=r"loss of the CNN became nan in epoch 2, step 3 of 10, .* learning rate of 0\.25$",
+    ):
+        trainer.validate()
+    assert len(trainer.history) == len(trainer.epoch_seconds) == 1
 
 
 def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
-    factors = [training.learning_rate_factor(100, 0.25, step) for step in range(101)]
-    assert 0 < factors[0] < 0.05 and factors[-1] == 0
-    assert max(factors) == factors[25] == 1
-    assert factors[:26] == sorted(factors[:26]) and factors[25:] == sorted(factors[25:])[::-1]
-
-
-@pytest.mark.parametrize("total_steps", [1, 2, 3, 4, 5, 8])
-@pytest.mark.parametrize("warmup", [0.0, 0.25, 0.9])
-def test_learning_rate_of_the_shortest_training_is_above_zero(total_steps, warmup):
-    for step in range(total_steps):
-        assert 0 < training.learning_rate_factor(total_steps, warmup, step) <= 1
-
-
-# The same bits
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_same_seed_same_bits_and_another_seed_others(tiny_dataset, name, precision):
-    one, again = (
-        train_to_the_end(make_trainer(name, tiny_dataset, precision=precision)) for _ in range(2)
+    factors = [learning_rate_factor(10, 0.25, step) for step in range(11)]
+    assert factors == pytest.approx(
+        [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 1 / 2, 3 / 8, 2 / 8, 1 / 8, 0]
     )
-    assert_same(one, again)
-    other = train_to_the_end(make_trainer(name, tiny_dataset, seed=1, precision=precision))
-    assert other.history != one.history
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_resumed_run_ends_like_one_never_stopped(tiny_dataset, tmp_path, name, precision):
-    whole = train_to_the_end(make_trainer(name, tiny_dataset, precision=precision))
-
-    first = make_trainer(name, tiny_dataset, precision=precision)
-    first.train_epoch()
-    first.save(tmp_path / "resume.pt")
-    torch.rand(17)  # what else was drawn meanwhile does not matter
-    second = make_trainer(name, tiny_dataset, precision=precision)
-    second.resume(tmp_path / "resume.pt")
-    assert len(second.history) == 1
-    assert_same(train_to_the_end(second), whole)
+def test_learning_rate_of_the_shortest_trainings_is_above_zero():
+    for total_steps in range(1, 9):
+        for warmup in (0.0, 0.25, 0.99):
+            factors = [learning_rate_factor(total_steps, warmup, s) for s in range(total_steps)]
+            assert min(factors) > 0 and max(factors) <= 1
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_evaluating_in_between_changes_nothing(tiny_dataset, name):
-    quiet, watched = (make_trainer(name, tiny_dataset) for _ in range(2))
-    train_to_the_end(quiet)
-    torch.manual_seed(0)
-    watched = make_trainer(name, tiny_dataset)
-    while not watched.finished:
-        watched.train_epoch(lambda steps: look_at_each_step(steps, watched))
-    assert_same(quiet, watched)
+# Optimizers
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_turning_off_validation_changes_no_weight(tiny_dataset, name, monkeypatch):
-    watched = train_to_the_end(make_trainer(name, tiny_dataset))
+@pytest.mark.parametrize("name", MODELS)
+def test_adamw_alone_updates_all_parameters(name):
+    model = MODELS[name]()
+    recipe = replace(MODELS[name].recipe, optimizer="adamw", weight_decay=0.125)
+    (optimizer,) = make_optimizers(model, recipe, torch.float32)
+    (group,) = optimizer.param_groups
+    assert type(optimizer) is torch.optim.AdamW
+    assert (group["lr"], group["weight_decay"]) == (recipe.learning_rate, 0.125)
+    assert list(map(id, group["params"])) == list(map(id, model.parameters()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_muon_updates_the_hidden_weights_and_adamw_the_others(name):
+    model = MODELS[name]()
+    recipe = replace(MODELS[name].recipe, optimizer="muon", learning_rate=0.5)
+    muon, adamw = make_optimizers(model, recipe, torch.bfloat16)
+    assert muon.precision == torch.bfloat16
+    assert [each.param_groups[0]["lr"] for each in (muon, adamw)] == [0.5, 0.15]
+    weights, others = (optimizer.param_groups[0]["params"] for optimizer in (muon, adamw))
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    assert set(map(id, weights)) == {id(layer.weight) for layer in layers[:-1]}
+    assert sorted(map(id, weights + others)) == sorted(map(id, model.parameters()))
+
+
+# Steps
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_stopping_after_any_step_leaves_no_half_step(dataset, undisturbed, name):
+    trainer = make_trainer(name, dataset)  # its average has a window of two steps
+    steps = 0
+    expected = averaged_tensors(trainer.model)
+    while not trainer.finished:
+        batches = trainer.batches()
+        for _ in range(trainer.steps_per_epoch):
+            for images, labels in batches:  # a new loop for each step
+                trainer.step(images, labels)
+                break
+            steps += 1
+            factor = learning_rate_factor(20, trainer.recipe.warmup, steps)
+            for optimizer, schedule in zip(trainer.optimizers, trainer.schedules, strict=True):
+                (group,) = optimizer.param_groups
+                assert schedule.last_epoch == steps
+                assert group["lr"] == pytest.approx(factor * group["initial_lr"])
+            assert all(parameter.grad is None for parameter in trainer.model.parameters())
+            current = averaged_tensors(trainer.model)
+            expected = {key: (value + current[key]) / 2 for key, value in expected.items()}
+            for key, value in averaged_tensors(trainer.averaged).items():
+                torch.testing.assert_close(value, expected[key])
+        trainer.validate()
+    assert_same(trainer, undisturbed(name))
+
+
+def averaged_tensors(model):
+    """Return copies of all weights and statistics that are averaged."""
+    state = model.state_dict()
+    return {key: value.clone() for key, value in state.items() if value.is_floating_point()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_evaluating_after_every_step_changes_nothing(dataset, undisturbed, name):
+    trainer = make_trainer(name, dataset)
+    settings = dataset.mean, dataset.std, trainer.precision
+    while not trainer.finished:
+        for images, labels in trainer.batches():
+            trainer.step(images, labels)
+            for model in (trainer.model, trainer.averaged):
+                predict_logits(model, dataset.test_images[:20], *settings)
+        trainer.validate()
+    assert_same(trainer, undisturbed(name))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_validation_changes_no_weight(dataset, undisturbed, name, monkeypatch):
     monkeypatch.setattr(training, "predict_logits", lambda _, images, *__: torch.zeros(100, 10))
-    blind = train_to_the_end(make_trainer(name, tiny_dataset))
-    assert len({entry["validation_accuracy"] for entry in blind.history}) == 1  # always class 0
-    for part in ("model", "averaged"):
-        weights, others = (getattr(t, part).state_dict() for t in (watched, blind))
-        assert all(weights[key].equal(others[key]) for key in weights)
+    trainer = train_to_the_end(make_trainer(name, dataset))
+    assert trainer.history != undisturbed(name).history
+    assert_same_weights(trainer, undisturbed(name))
 
 
-def look_at_each_step(steps, trainer):
-    dataset = trainer.dataset
-    for step in steps:
-        for model in (trainer.model, trainer.averaged):
-            predict_logits(model, dataset.test_images, dataset.mean, dataset.std, trainer.precision)
-        yield step
-
-
-# Learning from a teacher
-
-
-@pytest.fixture
-def teacher(tiny_dataset, tmp_path):
-    """A CNN trained for two epochs, as a checkpoint."""
-    trainer = train_to_the_end(make_trainer("cnn", tiny_dataset, epochs=2))
-    write_tensors(tmp_path / "teacher.pt", checkpoint_content(trainer))
-    return load_checkpoint(tmp_path / "teacher.pt", "cnn")
-
-
-def test_teacher_takes_the_place_of_the_labels(tiny_dataset, teacher):
-    recipe = replace(RECIPES["ffn"], model=SMALL["ffn"], epochs=6, batch_size=50)
-    other_labels = replace(tiny_dataset, labels=tiny_dataset.labels.roll(1))
-    taught, blind = (
-        train_to_the_end(Trainer("ffn", dataset, recipe, 0, torch.float32, teacher))
-        for dataset in (tiny_dataset, other_labels)
-    )
-    weights, others = (trainer.model.state_dict() for trainer in (taught, blind))
-    assert all(weights[key].equal(others[key]) for key in weights)
-
-    images = tiny_dataset.images[tiny_dataset.validation_indices]
-    arguments = images, teacher.mean, teacher.std, torch.float32
-    answers, wanted = (
-        predict_logits(model, *arguments).argmax(1) for model in (taught.averaged, teacher.model)
-    )
-    assert (answers == wanted).float().mean() > 0.5
-
-
-def test_resuming_with_another_teacher_is_refused(tiny_dataset, tmp_path, teacher):
-    trainer = Trainer("ffn", tiny_dataset, RECIPES["ffn"], 0, torch.float32, teacher)
-    trainer.save(tmp_path / "resume.pt")
-    with pytest.raises(UserMistake, match="with teacher "):
-        Trainer("ffn", tiny_dataset, RECIPES["ffn"], 0, torch.float32).resume(
-            tmp_path / "resume.pt"
-        )
+@pytest.mark.parametrize("name", MODELS)
+def test_other_seeds_change_weights_and_order(dataset, name):
+    one, other = (make_trainer(name, dataset, seed=seed) for seed in (0, 1))
+    weights, others = (next(trainer.model.parameters()) for trainer in (one, other))
+    assert not weights.equal(others)
+    labels, other_labels = (next(trainer.batches())[1] for trainer in (one, other))
+    assert not labels.equal(other_labels)
 
 
 # Resuming
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_resumed_training_ends_like_one_never_interrupted(
+    dataset, undisturbed, tmp_path, name, precision
+):
+    whole = undisturbed(name, precision)
+    make = functools.partial(make_trainer, name, dataset, 0, precision, record=name == "cnn")
+    interrupted = make()
+    interrupted.train_epoch()
+    interrupted.save(tmp_path / "resume.pt")
+    for images, labels in interrupted.batches():  # lost when the process ends
+        interrupted.step(images, labels)
+        break
+    torch.rand(17)
+    resumed = make()
+    resumed.resume(tmp_path / "resume.pt")
+    assert resumed.history == whole.history[:1]
+    assert resumed.epoch_seconds == interrupted.epoch_seconds
+    assert_same(train_to_the_end(resumed), whole)
+    assert list(resumed.frames) == list(whole.frames)
+    assert all(resumed.frames[step].equal(whole.frames[step]) for step in whole.frames)
+
+
+@pytest.fixture(scope="module")
+def resume_file(dataset, tmp_path_factory):
+    """The state of a new FFN trainer."""
+    path = tmp_path_factory.mktemp("resume") / "resume.pt"
+    make_trainer("ffn", dataset).save(path)
+    return path
 
 
 @pytest.mark.parametrize(
     ("setting", "change"),
     [
         ("epochs", {"epochs": 4}),
-        ("batch-size", {"batch_size": 32}),
-        ("lr", {"learning_rate": 0.1}),
-        ("weight-decay", {"weight_decay": 0.5}),
+        ("batch_size", {"batch_size": 32}),
+        ("optimizer", {"optimizer": "muon"}),
+        ("learning_rate", {"learning_rate": 0.1}),
+        ("weight_decay", {"weight_decay": 0.5}),
+        ("warmup", {"warmup": 0.5}),
+        ("label_smoothing", {"label_smoothing": 0.5}),
+        ("shift", {"shift": 2}),
+        ("shifted", {"shifted": 0.5}),
+        ("flip", {"flip": False}),
+        ("cutout", {"cutout": 8}),
+        ("ema_steps", {"ema_steps": 7}),
+        ("dropout", {"model": NARROW["ffn"] | {"dropout": 0.2}}),
+        ("model", {"name": "cnn"}),
         ("seed", {"seed": 7}),
         ("precision", {"precision": torch.bfloat16}),
     ],
 )
-def test_resuming_with_another_setting_is_refused_by_its_name(
-    tiny_dataset, tmp_path, setting, change
+def test_resuming_with_another_setting_is_rejected_by_its_name(
+    dataset, resume_file, setting, change
 ):
-    trainer = make_trainer("ffn", tiny_dataset)
-    trainer.train_epoch()
-    trainer.save(tmp_path / "resume.pt")
-    with pytest.raises(UserMistake, match=f"with {setting} "):
-        make_trainer("ffn", tiny_dataset, **change).resume(tmp_path / "resume.pt")
+    trainer = make_trainer(**{"name": "ffn", "dataset": dataset} | change)
+    with pytest.raises(UsageError, match=f"was trained with {setting} .*, this run has "):
+        trainer.resume(resume_file)
 
 
-def test_resuming_with_fewer_images_is_refused(tiny_dataset, tmp_path):
-    trainer = make_trainer("ffn", tiny_dataset)
-    trainer.save(tmp_path / "resume.pt")
-    fewer = replace(tiny_dataset, train_indices=tiny_dataset.train_indices[:100])
-    with pytest.raises(UserMistake, match="with images 500"):
-        make_trainer("ffn", fewer).resume(tmp_path / "resume.pt")
+@pytest.mark.parametrize(
+    ("setting", "change"),
+    [
+        ("images 165", {"train_indices": torch.arange(100)}),
+        ("dataset synthetic", {"name": "fashion-mnist"}),
+        ("pixel_mean", {"mean": 0.5}),
+    ],
+)
+def test_resuming_with_other_data_is_rejected(dataset, resume_file, setting, change):
+    trainer = make_trainer("ffn", replace(dataset, **change))
+    with pytest.raises(UsageError, match=f"was trained with {setting}"):
+        trainer.resume(resume_file)
 
 
-def test_resuming_from_a_damaged_file_is_refused(tiny_dataset, tmp_path):
-    path = tmp_path / "resume.pt"
-    trainer = make_trainer("ffn", tiny_dataset)
-    trainer.save(path)
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UserMistake, match="damaged"):
-        trainer.resume(path)
+def test_training_without_a_recording_cannot_be_resumed_with_one(dataset, tmp_path):
+    make_trainer("cnn", dataset).save(tmp_path / "resume.pt")
+    with pytest.raises(UsageError, match="without recording kernels"):
+        make_trainer("cnn", dataset, record=True).resume(tmp_path / "resume.pt")
 
 
 # Recording
 
 
-def test_recording_holds_the_kernels_from_first_step_to_last(tiny_dataset, tmp_path):
-    trainer = make_trainer("cnn", tiny_dataset, record=True)
-    untrained = trainer.model.blocks[0].conv.weight.detach().clone()
-    train_to_the_end(trainer)
-    training.save_recording(trainer, tmp_path / "recording.pt")
-    write_tensors(tmp_path / "cnn.pt", checkpoint_content(trainer))
-    checkpoint = load_checkpoint(tmp_path / "cnn.pt", "cnn")
-    recording = training.load_recording(tmp_path / "recording.pt", checkpoint)
-    assert recording.steps == list(range(trainer.total_steps + 1))  # fewer steps than frames
-    assert recording.steps_per_epoch == trainer.steps
-    assert recording.kernels[0].equal(untrained)
-    assert recording.kernels[-1].equal(trainer.averaged.blocks[0].conv.weight)
+def test_recording_has_the_averaged_kernels_from_the_first_step_to_the_last(dataset):
+    trainer = make_trainer("cnn", dataset, record=True)
+    kernels = [trainer.averaged.blocks[0].conv.weight.detach().clone()]
+    while not trainer.finished:
+        for images, labels in trainer.batches():
+            trainer.step(images, labels)
+            kernels.append(trainer.averaged.blocks[0].conv.weight.detach().clone())
+        trainer.validate()
+    assert list(trainer.frames) == list(range(21))  # fewer steps than frames
+    assert all(map(torch.equal, trainer.frames.values(), kernels))
 
 
-def test_many_steps_are_recorded_often_at_first_and_seldom_later():
+class OnAccelerator(torch.Tensor):
+    """A stand-in for a tensor on a GPU: only cpu() returns a plain tensor."""
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_recorded_frames_are_on_the_cpu(dataset):
+    trainer = make_trainer("cnn", dataset, record=True)
+    conv = trainer.averaged.blocks[0].conv
+    conv.weight = nn.Parameter(conv.weight.detach().as_subclass(OnAccelerator))
+    trainer.step(*next(trainer.batches()))
+    assert isinstance(conv.weight.detach(), OnAccelerator)
+    assert type(trainer.frames[1]) is torch.Tensor
+
+
+def test_many_steps_are_recorded_often_at_first_and_rarely_later():
     steps = sorted(training.recorded_steps(100_000))
     gaps = np.diff(steps)
-    assert (steps[0], steps[-1]) == (0, 100_000)
-    assert len(steps) == training.RECORDED_FRAMES + 1 and (np.diff(gaps) >= 0).all()
-
-
-def test_recording_changes_no_weight(tiny_dataset):
-    plain, recorded = (
-        train_to_the_end(make_trainer("cnn", tiny_dataset, epochs=1, record=record))
-        for record in (False, True)
-    )
-    assert not plain.frames and recorded.frames
-    assert_same(plain, recorded)
-
-
-def test_resumed_recording_is_that_of_a_training_never_stopped(tiny_dataset, tmp_path):
-    whole = train_to_the_end(make_trainer("cnn", tiny_dataset, record=True))
-    first = make_trainer("cnn", tiny_dataset, record=True)
-    first.train_epoch()
-    first.save(tmp_path / "resume.pt")
-    second = make_trainer("cnn", tiny_dataset, record=True)
-    second.resume(tmp_path / "resume.pt")
-    train_to_the_end(second)
-    assert list(second.frames) == list(whole.frames)
-    assert all(second.frames[step].equal(whole.frames[step]) for step in whole.frames)
-
-
-def test_recording_that_would_lack_its_beginning_is_refused(tiny_dataset, tmp_path):
-    make_trainer("cnn", tiny_dataset).save(tmp_path / "resume.pt")
-    with pytest.raises(UserMistake, match="--record"):
-        make_trainer("cnn", tiny_dataset, record=True).resume(tmp_path / "resume.pt")
-
-
-def test_recording_of_another_training_is_none_and_a_damaged_one_an_error(
-    tiny_dataset, trained_folder, tmp_path
-):
-    write_tensors(tmp_path / "cnn.pt", checkpoint_content(make_trainer("cnn", tiny_dataset, 5)))
-    other = load_checkpoint(tmp_path / "cnn.pt", "cnn")
-    assert training.load_recording(trained_folder / "recording.pt", other) is None
-    assert training.load_recording(tmp_path / "recording.pt", other) is None
-    for content in ({}, {"steps": [0], "kernels": 5, "steps_per_epoch": 1}):
-        write_tensors(tmp_path / "recording.pt", content)
-        with pytest.raises(UserMistake, match="no recording"):
-            training.load_recording(tmp_path / "recording.pt", other)
-
-
-# Checkpoints
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_checkpoint_brings_back_the_same_predictions(tiny_dataset, tmp_path, name):
-    trainer = train_to_the_end(make_trainer(name, tiny_dataset))
-    write_tensors(tmp_path / "model.pt", checkpoint_content(trainer))
-    checkpoint = load_checkpoint(tmp_path / "model.pt", name)
-    assert (checkpoint.mean, checkpoint.std) == (tiny_dataset.mean, tiny_dataset.std)
-    assert checkpoint.dataset == "synthetic" and len(checkpoint.class_names) == 10
-    arguments = (tiny_dataset.test_images, checkpoint.mean, checkpoint.std, torch.float32)
-    assert predict_logits(checkpoint.model, *arguments).equal(
-        predict_logits(trainer.averaged, *arguments)
-    )
-
-
-class Command:
-    """Something that runs a command when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_checkpoint_with_a_command_inside_is_refused_and_not_run(tmp_path):
-    torch.save({"model": "cnn", "weights": Command(tmp_path / "ran")}, tmp_path / "model.pt")
-    with pytest.raises(UserMistake, match="not data"):
-        load_checkpoint(tmp_path / "model.pt", "cnn")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_missing_checkpoint_names_the_command_that_makes_one(tmp_path):
-    with pytest.raises(UserMistake, match=r"python fashionmnist.py --out"):
-        load_checkpoint(tmp_path / "cnn.pt", "cnn")
-
-
-def test_checkpoint_of_another_model_is_refused(tiny_dataset, tmp_path):
-    write_tensors(tmp_path / "model.pt", checkpoint_content(make_trainer("ffn", tiny_dataset)))
-    with pytest.raises(UserMistake, match="holds model ffn, and cnn is needed"):
-        load_checkpoint(tmp_path / "model.pt", "cnn")
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda state: state["weights"].popitem(),
-        lambda state: state["weights"]["blocks.0.conv.weight"].fill_(torch.nan),
-        lambda state: state.update(std=0.0),
-        lambda state: state.update(model="rnn"),
-        lambda state: state.update(model=["cnn"]),
-        lambda state: state.update(arguments={"depth": 3}),
-        lambda state: state.update(class_names=["shoe"]),
-        lambda state: state.update(dataset="CIFAR-10"),
-        lambda state: state.pop("mean"),
-    ],
-)
-def test_checkpoint_with_wrong_content_is_refused(tiny_dataset, tmp_path, damage):
-    path = tmp_path / "model.pt"
-    write_tensors(path, checkpoint_content(make_trainer("cnn", tiny_dataset)))
-    state = torch.load(path, weights_only=True)
-    damage(state)
-    torch.save(state, path)
-    with pytest.raises(UserMistake, match=r"damaged or no checkpoint"):
-        load_checkpoint(path, "cnn")
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"nonsense" * 100])
-def test_file_that_is_no_checkpoint_is_refused(tmp_path, content):
-    (tmp_path / "cnn.pt").write_bytes(content)
-    with pytest.raises(UserMistake, match="damaged"):
-        load_checkpoint(tmp_path / "cnn.pt", "cnn")
-
-
-def test_truncated_checkpoints_are_refused(tiny_dataset, tmp_path):
-    path = tmp_path / "cnn.pt"
-    write_tensors(path, checkpoint_content(make_trainer("cnn", tiny_dataset)))
-    whole = path.read_bytes()
-    for share in range(1, 10):
-        path.write_bytes(whole[: len(whole) * share // 10])
-        with pytest.raises(UserMistake, match="damaged"):
-            load_checkpoint(path, "cnn")
-
-
-# Evaluation
-
-
-def test_evaluation_against_values_computed_by_hand():
-    labels = torch.tensor([0, 0, 1, 2])
-    logits = torch.full((4, 10), -100.0)
-    for row, guess in enumerate([0, 1, 1, 1]):
-        logits[row, guess] = 0
-    result = evaluate(logits, labels)
-    assert result.accuracy == 0.5
-    assert result.accuracy_by_class[:3] == [0.5, 1, 0]
-    assert result.confusion_matrix[0][:3] == [1, 1, 0]
-    assert result.confusion_matrix[2][:3] == [0, 1, 0]
-    assert sum(map(sum, result.confusion_matrix)) == 4
-    # Two right answers cost nothing, two wrong ones 100 nats each.
-    assert result.loss == pytest.approx(50)
-
-
-def test_prediction_restores_the_mode_and_keeps_the_order(tiny_dataset):
-    trainer = make_trainer("cnn", tiny_dataset)
-    trainer.model.train()
-    images = tiny_dataset.images[:1500]
-    logits = predict_logits(trainer.model, images, 0.3, 0.3, torch.float32)
-    assert trainer.model.training
-    alone = predict_logits(trainer.model, images[1200:1201], 0.3, 0.3, torch.float32)
-    assert logits.shape == (1500, 10)
-    assert torch.allclose(logits[1200], alone[0], atol=1e-4)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_flip_averaging_is_the_mean_over_both_views(tiny_dataset, name):
-    model, images = training.MODELS[name]().eval(), tiny_dataset.images[:50]
-    arguments = tiny_dataset.mean, tiny_dataset.std, torch.float32
-    averaged = training.average_over_flip(model, images, *arguments).softmax(1)
-    views = [predict_logits(model, view, *arguments) for view in (images, images.flip(2))]
-    assert torch.allclose(averaged, sum(view.softmax(1) for view in views) / 2, atol=1e-6)
-    assert not torch.allclose(averaged, views[0].softmax(1), atol=1e-6)
-
-
-# Choices
-
-
-def test_unknown_device_is_refused():
-    if torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
-    with pytest.raises(UserMistake, match="--device cuda"):
-        training.choose_device("cuda")
-
-
-def test_auto_precision_asks_the_hardware(monkeypatch):
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    assert training.choose_precision("auto", cpu) == torch.bfloat16
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
-    assert training.choose_precision("auto", cpu) == torch.float32
-    assert training.choose_precision("bfloat16", cpu) == torch.bfloat16
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_adamw_alone_takes_all_weights(name):
-    model = training.MODELS[name]()
-    recipe = replace(RECIPES[name], optimizer="adamw")
-    (optimizer,) = training.make_optimizers(model, recipe, torch.float32)
-    assert type(optimizer) is torch.optim.AdamW
-    assert optimizer.param_groups[0]["lr"] == recipe.learning_rate
-    parameters = optimizer.param_groups[0]["params"]
-    assert list(map(id, parameters)) == list(map(id, model.parameters()))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_muon_takes_the_hidden_weights_and_adamw_all_else(name):
-    model = training.MODELS[name]()
-    recipe = replace(RECIPES[name], optimizer="muon")
-    muon, adamw = training.make_optimizers(model, recipe, torch.float32)
-    weights, others = (optimizer.param_groups[0]["params"] for optimizer in (muon, adamw))
-    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    assert set(map(id, weights)) == {id(layer.weight) for layer in layers[:-1]}
-    everything = list(map(id, model.parameters()))
-    assert sorted(map(id, weights + others)) == sorted(everything)
-
-
-def test_averaged_weights_are_the_moving_average_of_those_in_training(tiny_dataset):
-    trainer = make_trainer("ffn", tiny_dataset, epochs=10, ema_steps=4)
-    key, share = "layers.1.weight", 1 / 4
-    expected = trainer.model.state_dict()[key].clone()
-    for _ in trainer.train_steps():
-        expected = (1 - share) * expected + share * trainer.model.state_dict()[key]
-    averaged = trainer.averaged.state_dict()
-    assert torch.allclose(averaged[key], expected, atol=1e-6)
-    assert averaged["layers.2.running_var"].ne(1).any()
-
-
-@pytest.mark.parametrize("recipes", [RECIPES, training.BEST_RECIPES])
-@pytest.mark.parametrize("name", NAMES)
-def test_recipes_fit_their_models(recipes, name):
-    assert training.MODELS[name](**recipes[name].model)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_summary_lists_every_layer_and_the_parameters(name):
-    model = training.MODELS[name]()
-    lines = training.summarize(model).splitlines()
-    leaves = [part for part in model.modules() if not list(part.children())]
-    assert len(lines) == len(leaves) + 2
-    total = sum(parameter.numel() for parameter in model.parameters())
-    assert lines[-1].split() == ["total", f"{total:,}"]
-    assert lines[-2].split()[-2:] == ["10", f"{sum(p.numel() for p in leaves[-1].parameters()):,}"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.04, "0.0 s"),
-        (8.44, "8.4 s"),
-        (59.6, "1 min 0 s"),
-        (125, "2 min 5 s"),
-        (4200, "1 h 10 min"),
-    ],
-)
-def test_durations_read_well(seconds, text):
-    assert training.format_duration(seconds) == text
+    assert (steps[0], steps[-1], len(steps)) == (0, 100_000, training.RECORDED_FRAMES + 1)
+    assert gaps[0] == 10 and gaps[-1] == 1990 and (np.diff(gaps) >= 0).all()

@@ -1,7 +1,8 @@
-"""The fault trials: counted, so that the long form ends with a table of trials and survivals."""
+"""Fault trials: counted, so that the long form ends with a table of what was tried."""
 
 import contextlib
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -10,13 +11,13 @@ TRIED, SURVIVED = Counter(), Counter()
 
 @pytest.fixture
 def long(request):
-    """Whether the long form was asked for."""
+    """Whether the long form was requested."""
     return request.config.getoption("--long")
 
 
 @pytest.fixture
 def trial():
-    """trial(kind) counts what happens inside as one trial, survived unless it raises."""
+    """trial(kind) counts a trial, which is survived unless its block raises."""
 
     @contextlib.contextmanager
     def count(kind, trials=1):
@@ -25,6 +26,26 @@ def trial():
         SURVIVED[kind] += trials
 
     return count
+
+
+@pytest.fixture
+def memory_limit():
+    """memory_limit(megabytes) fails if its block makes this process larger by more than that."""
+
+    @contextlib.contextmanager
+    def check(megabytes):
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, see proc(5)
+        before = _peak_memory()
+        yield
+        assert _peak_memory() - before < 1000 * megabytes
+
+    return check
+
+
+def _peak_memory():
+    """Return the largest size of this process so far in kilobytes."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
 
 
 def pytest_terminal_summary(terminalreporter):

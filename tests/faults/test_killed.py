@@ -1,3 +1,5 @@
+"""Signals at any moment, and several processes at once: nothing is lost or half-written."""
+
 import gzip
 import json
 import os
@@ -8,151 +10,225 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from processes import (
     ended,
     finish,
     kill_after,
+    kill_itself,
     load_real,
     load_small,
+    on_write,
     run_small,
     start,
     wait_for_end,
     wait_until,
 )
+from torchvision.datasets import FashionMNIST
 
-import data
+from fashion import download
+from fashion.checkpoint import load_state, load_tensors
+from fashion.files import LOCK_NAME
 
 
 def same(one, other):
-    """Whether two nested structures of tensors are equal to the last bit."""
+    """Return whether two nested structures of tensors are equal bit by bit."""
     if isinstance(one, torch.Tensor):
         return one.equal(other)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
+    if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return one == other
 
 
+def read_file(path):
+    """Return the content of a result file without measured times; fail if it is half-written."""
+    if path.suffix == ".pt":
+        state = load_state(path)
+        del state["epoch_seconds"]
+        return state
+    if path.suffix == ".safetensors":
+        return load_tensors(path)
+    if path.suffix == ".png":
+        Image.open(path).verify()
+        return None
+    if path.suffix == ".json":
+        content = json.loads(path.read_text())
+        if "models" in content:  # metrics.json and comparison.json
+            return {name: model["test_accuracy"] for name, model in content["models"].items()}
+        return content["history"], content["test_accuracy"]
+    return path.read_bytes()
+
+
 def read_result(out):
-    """All that a run leaves, without the times that clocks say."""
-    result = {}
-    for path in sorted(out.rglob("*")):
-        key = str(path.relative_to(out))
-        if path.suffix == ".pt":
-            result[key] = torch.load(path, weights_only=True)
-            result[key].pop("epoch_seconds", None)
-        elif path.name == "metrics.json":
-            metrics = json.loads(path.read_text())
-            result[key] = {
-                name: {"history": model["history"], "test": model["test_accuracy"]}
-                for name, model in metrics["models"].items()
-            }
-        elif path.name == "comparison.png":
-            result[key] = None  # shows seconds
-        else:
-            result[key] = path.read_bytes()
-    return result
+    """Return the content of all files under their final names."""
+    paths = [path for path in out.rglob("*") if path.is_file() and path.suffix != ".part"]
+    return {str(path.relative_to(out)): read_file(path) for path in paths}
 
 
-def test_killed_run_ends_like_one_never_disturbed(tmp_path, long, trial):
-    whole = tmp_path / "whole"
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """The result of an undisturbed run, and the seconds that it took."""
+    out = tmp_path_factory.mktemp("whole")
+    assert finish(bool) == 0  # starts the server of processes, which takes seconds
     begin = time.monotonic()
-    assert finish(run_small, "--out", whole) == 0
-    duration = time.monotonic() - begin
-    expected = read_result(whole)
+    assert finish(run_small, "--out", out) == 0
+    return read_result(out), time.monotonic() - begin
 
-    moments = random.Random(0)
-    kills, wanted, series = 0, 100 if long else 1, 0
+
+def assert_resumes(out, expected, log, *options):
+    """Check that a killed run ends like an undisturbed one after --resume."""
+    assert finish(run_small, "--out", out, *options, "--resume", log=log) == 0, log.read_text()
+    result = read_result(out)
+    assert result.keys() == expected.keys()
+    assert all(same(result[name], expected[name]) for name in expected)
+    assert not list(out.rglob(".*.part"))
+
+
+def test_run_killed_at_any_moment_resumes_to_the_same_result(tmp_path, whole_run, long, trial):
+    expected, duration = whole_run
+    moments, kills, wanted = random.Random(0), 0, 100 if long else 3
     while kills < wanted:
-        out = tmp_path / f"killed{series}"
-        series += 1
-        killed = True
-        while killed and kills < wanted:
-            with trial("kill -9 while training, evaluating, saving"):
-                killed = kill_after(
-                    start(run_small, "--out", out, "--resume"), moments.uniform(0, duration)
-                )
-                kills += killed
-                for path in out.glob("*.pt"):
-                    torch.load(path, weights_only=True)  # none is half-written
-        assert finish(run_small, "--out", out, "--resume", log=tmp_path / "log") == 0, (
-            tmp_path / "log"
-        ).read_text()
-        result = read_result(out)
-        assert result.keys() == expected.keys()
-        for name in expected:
-            assert same(result[name], expected[name]), name
+        out = tmp_path / "out"
+        while kills < wanted:
+            process = start(run_small, "--out", out, "--resume")
+            if not kill_after(process, moments.uniform(0, duration)):
+                break  # it had finished
+            kills += 1
+            with trial("kill -9 while training and evaluating"):
+                read_result(out)
+        assert_resumes(out, expected, tmp_path / "log")
         shutil.rmtree(out)
 
 
-def check_data_folder(folder, contents):
-    """Assert that no file under a name that counts is anything but whole."""
+def test_run_killed_while_writing_resumes_to_the_same_result(tmp_path, whole_run, trial):
+    out = tmp_path / "out"
+    for name, earlier in (
+        ("ffn.resume.pt", 0),
+        ("ffn.resume.pt", 1),
+        ("cnn.resume.pt", 2),
+        ("ffn.safetensors", 0),
+        ("metrics.json", 0),
+        ("*.png", 3),
+    ):
+        arguments = on_write, kill_itself, name, earlier, run_small, "--out", out, "--resume"
+        assert finish(*arguments) == -signal.SIGKILL
+        with trial("kill -9 while writing"):
+            assert len(list(out.glob(f".{name}.*.part"))) == 1
+            read_result(out)
+    assert_resumes(out, whole_run[0], tmp_path / "log")
+
+
+def test_series_killed_while_writing_resumes_to_the_same_result(tmp_path, trial):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    options = ["--runs", "2", "--models", "ffn"]
+    assert finish(run_small, "--out", whole, *options) == 0
+    for name in ("ffn-seed0.safetensors", "ffn-seed1.json", "comparison.json"):
+        arguments = on_write, kill_itself, name, 0, run_small, "--out", out, *options, "--resume"
+        assert finish(*arguments) == -signal.SIGKILL
+        with trial("kill -9 while writing"):
+            read_result(out)
+    assert_resumes(out, read_result(whole), tmp_path / "log", *options)
+
+
+# The data
+
+
+@pytest.fixture
+def small_load(small_files):
+    """The first arguments of load_small, and the eight files that it writes."""
+    contents = {f"{name}.gz": content for name, content in small_files.items()}
+    contents |= {name: gzip.decompress(content) for name, content in small_files.items()}
+    md5s = {name: download.EXTRACTED_MD5[name] for name in small_files}
+    return (FashionMNIST.resources, md5s), contents
+
+
+def assert_whole(folder, contents):
+    """Check that the data files that exist are complete."""
     for name, content in contents.items():
         path = folder / "FashionMNIST" / "raw" / name
         assert not path.exists() or path.read_bytes() == content
 
 
 def assert_tidy(folder, contents):
-    """Assert that the data folder is whole and holds nothing else."""
-    check_data_folder(folder, contents)
-    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert there == {f"FashionMNIST/raw/{name}" for name in contents}
-    assert not list(folder.rglob(".*"))
+    """Check that all data files are complete and that there is nothing else but the lock."""
+    assert_whole(folder, contents)
+    files = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert files == {LOCK_NAME, *contents}
 
 
-def test_killed_download_and_extraction_leave_nothing_half_done(
-    tmp_path, small_files, serve, long, trial
-):
+def test_download_killed_at_any_moment_is_completed(tmp_path, small_load, serve, long, trial):
+    arguments, contents = small_load
+
     def answer_slowly(name, handler):
-        content = small_files[name.removesuffix(".gz")]
+        content = contents[name]
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()
-        for start_ in range(0, len(content), 1 + len(content) // 10):
-            handler.wfile.write(content[start_ : start_ + 1 + len(content) // 10])
+        size = 1 + len(content) // 10
+        for begin in range(0, len(content), size):
+            handler.wfile.write(content[begin : begin + size])
             time.sleep(0.005)
         return b""
 
-    contents = {f"{name}.gz": content for name, content in small_files.items()}
-    contents |= {name: gzip.decompress(content) for name, content in small_files.items()}
-    md5s = {name: data.EXTRACTED_MD5[name] for name in small_files}
-    arguments = data.FashionMNIST.resources, md5s
-    address = serve(answer_slowly)
-    moments = random.Random(1)
-    for number in range(100 if long else 5):
+    address, log = serve(answer_slowly), tmp_path / "log"
+    moments, kills, number = random.Random(1), 0, 0
+    while kills < (100 if long else 4):
         folder = tmp_path / f"data{number}"
-        with trial("kill -9 while downloading, extracting"):
-            kill_after(start(load_small, *arguments, folder, address), moments.uniform(0.02, 0.45))
-            check_data_folder(folder, contents)
-            assert finish(load_small, *arguments, folder, address, log=tmp_path / "log") == 0, (
-                tmp_path / "log"
-            ).read_text()
+        number += 1
+        process = start(load_small, *arguments, folder, address)
+        if not kill_after(process, moments.uniform(0.02, 0.3)):
+            continue
+        kills += 1
+        with trial("kill -9 while downloading"):
+            assert_whole(folder, contents)
+            assert finish(load_small, *arguments, folder, address, log=log) == 0, log.read_text()
             assert_tidy(folder, contents)
 
 
-def test_killed_extraction_of_the_real_archives(real_archives, long, trial):
+def test_load_killed_while_writing_is_completed(tmp_path, small_load, serve, trial):
+    arguments, contents = small_load
+    address, folder = serve(lambda name, _: contents[name]), tmp_path / "data"
+    for name in contents:
+        status = finish(on_write, kill_itself, name, 0, load_small, *arguments, folder, address)
+        assert status == -signal.SIGKILL
+        with trial("kill -9 while writing"):
+            assert len(list(folder.rglob(f".{name}.*.part"))) == 1
+            assert_whole(folder, contents)
+    assert finish(load_small, *arguments, folder, address) == 0
+    assert_tidy(folder, contents)
+
+
+def test_killed_extraction_of_the_real_archives_is_completed(real_archives, long, trial):
+    if not long:
+        pytest.skip("takes minutes; only in the long form")
     raw = real_archives / "FashionMNIST" / "raw"
     begin = time.monotonic()
     assert finish(load_real, real_archives) == 0
     duration = time.monotonic() - begin
     contents = {path.name: path.read_bytes() for path in raw.iterdir()}
-    moments = random.Random(2)
-    for _ in range(20 if long else 1):
-        for name in data.EXTRACTED_MD5:
-            (raw / name).unlink()
+    moments, kills = random.Random(2), 0
+    while kills < 20:
+        for name in download.EXTRACTED_MD5:
+            (raw / name).unlink(missing_ok=True)
+        if not kill_after(start(load_real, real_archives), moments.uniform(0, duration)):
+            continue
+        kills += 1
         with trial("kill -9 while extracting Fashion-MNIST"):
-            kill_after(start(load_real, real_archives), moments.uniform(0, duration))
-            check_data_folder(real_archives, contents)
+            assert_whole(real_archives, contents)
             assert finish(load_real, real_archives) == 0
             assert_tidy(real_archives, contents)
 
 
+# Ctrl-C and SIGTERM
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_ends_a_training_and_says_how_to_go_on(tmp_path, trial, number, status):
+def test_signal_ends_a_training_with_the_command_to_continue(tmp_path, trial, number, status):
     out, log = tmp_path / "out", tmp_path / "log"
     with (
-        trial("SIGINT, SIGTERM while training"),
+        trial("Ctrl-C, SIGTERM"),
         ended(start(run_small, "--out", out, "--epochs", "100000", log=log)) as process,
     ):
         wait_until((out / "ffn.resume.pt").exists)
@@ -160,52 +236,54 @@ def test_signal_ends_a_training_and_says_how_to_go_on(tmp_path, trial, number, s
         assert wait_for_end(process) == status
         printed = log.read_text()
         assert "are saved in" in printed and "--resume" in printed and "Traceback" not in printed
-        assert {path.name for path in out.iterdir()} == {"ffn.resume.pt"}
+        assert {path.name for path in out.iterdir()} == {LOCK_NAME, "ffn.resume.pt"}
 
 
-# Two at once
+def test_signal_at_any_moment_ends_without_traceback(tmp_path, whole_run, long, trial):
+    moments, signals, log = random.Random(3), 0, tmp_path / "log"
+    while signals < (100 if long else 4):
+        out = tmp_path / "out"
+        with ended(start(run_small, "--out", out, log=log)) as process:
+            wait_until(out.exists)
+            process.join(moments.uniform(0, whole_run[1]))
+            number, status = moments.choice([(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+            if process.is_alive():
+                os.kill(process.pid, number)
+            if wait_for_end(process) != 0:  # it had not finished
+                signals += 1
+                with trial("Ctrl-C, SIGTERM"):
+                    assert process.exitcode == status
+                    assert "interrupted" in log.read_text()
+                    assert "Traceback" not in log.read_text()
+                    assert not list(out.glob(".*.part"))
+                    read_result(out)
+        shutil.rmtree(out)
+        log.unlink()
 
 
-def test_second_run_in_the_same_folder_is_refused_with_the_first_ones_number(tmp_path, trial):
+# Several processes at once
+
+
+def test_second_run_in_the_same_folder_is_rejected(tmp_path, trial):
     out, log = tmp_path / "out", tmp_path / "log"
     with (
-        trial("two runs at once in one folder"),
+        trial("several processes at once"),
         ended(start(run_small, "--out", out, "--epochs", "100000")) as first,
     ):
         wait_until((out / "ffn.resume.pt").exists)
         assert finish(run_small, "--out", out, log=log) == 2
-        assert f"process {first.pid}" in log.read_text()
+        assert f"{out} is in use by another process" in log.read_text()
         assert first.is_alive()
 
 
-def test_folder_of_a_killed_run_is_free_again(tmp_path, trial):
-    out = tmp_path / "out"
-    with trial("two runs at once in one folder"):
-        with ended(start(run_small, "--out", out, "--epochs", "100000")):
-            wait_until((out / "ffn.resume.pt").exists)
-        (out / f".cnn.pt.{first_free_number()}.part").write_bytes(b"litter")
-        assert finish(run_small, "--out", out) == 0
-        assert not list(out.glob(".*"))
-
-
-def first_free_number():
-    """Return the number of a process that has ended."""
-    process = start(time.time)
-    process.join()
-    return process.pid
-
-
-def test_two_that_extract_at_once_wait_for_each_other(
-    tmp_path, small_files, small_folder, long, trial
+def test_processes_that_prepare_the_data_at_once_wait_for_each_other(
+    small_load, small_folder, long, trial
 ):
-    md5s = {name: data.EXTRACTED_MD5[name] for name in small_files}
-    arguments = data.FashionMNIST.resources, md5s, small_folder, None
-    raw = small_folder / "FashionMNIST" / "raw"
+    arguments, contents = small_load
     for _ in range(20 if long else 2):
-        for name in small_files:
-            (raw / name).unlink(missing_ok=True)
-        with trial("two that prepare the data at once"):
-            processes = [start(load_small, *arguments) for _ in range(3)]
+        for name in download.EXTRACTED_MD5:
+            (small_folder / "FashionMNIST" / "raw" / name).unlink(missing_ok=True)
+        with trial("several processes at once"):
+            processes = [start(load_small, *arguments, small_folder, None) for _ in range(3)]
             assert [wait_for_end(process) for process in processes] == [0, 0, 0]
-            assert len(list(raw.iterdir())) == 8
-            assert not list(small_folder.rglob(".*"))
+            assert_tidy(small_folder, contents)

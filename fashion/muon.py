@@ -1,7 +1,7 @@
-"""The optimizer Muon: steps of equal size in every direction of a weight matrix.
+"""The optimizer Muon, which updates a weight matrix equally in all directions.
 
-torch has one, which takes two-dimensional parameters only and always multiplies in bfloat16; a
-convolution's kernels have four dimensions, and many processors only emulate bfloat16.
+torch.optim.Muon accepts two-dimensional parameters only and always multiplies in bfloat16. The
+kernels of a convolution have four dimensions, and many processors only emulate bfloat16.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,25 +9,25 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-# Coefficients of the polynomial, and how often it is applied (Jordan et al., "Muon: An optimizer
-# for hidden layers in neural networks", 2024, https://kellerjordan.github.io/posts/muon): steep at
-# zero, so that small singular values grow fast, at the price of ending near 1 and not at it.
+# Coefficients and iterations of the polynomial (Jordan et al., "Muon: An optimizer for hidden
+# layers in neural networks", 2024, https://kellerjordan.github.io/posts/muon). Its steep slope at
+# zero makes small singular values grow fast; in exchange they end near 1, not exactly at it.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 EPSILON = 1e-7  # keeps a gradient of zeros from becoming NaN
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step for a weight matrix is made (nearly) orthogonal.
+    """Momentum with nearly orthogonal update matrices (Jordan et al., see COEFFICIENTS).
 
-    Gradients of a layer are dominated by a few directions; with all singular values near 1, the
-    rare ones are learned as fast as the frequent ones. From Jordan et al., see COEFFICIENTS.
+    A few directions dominate the gradient of a layer. With all singular values near 1, rare
+    directions are learned as fast as frequent ones.
 
     Args:
-        parameters: weights of linear layers and convolutions, (outputs, inputs, ...).
-        learning_rate: size of a step, above 0.
-        momentum: of Nesterov's kind, in [0, 1).
-        precision: torch.float32 or torch.bfloat16, in which the products are computed.
+        parameters: Weights of linear layers and convolutions, (outputs, inputs, ...).
+        learning_rate: Step size, above 0.
+        momentum: Nesterov momentum, in [0, 1).
+        precision: Data type of the matrix products, torch.float32 or torch.bfloat16.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class Muon(torch.optim.Optimizer):
         self.precision = precision
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Take one step. A closure, which other optimizers may call, is none of Muon's business."""
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Perform one optimization step. Closures are not supported."""
         for group in self.param_groups:
             for weight in group["params"]:
                 state = self.state[weight]
@@ -51,7 +51,8 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
                 update = weight.grad.lerp(state["momentum"], group["momentum"])
                 matrix = orthogonalize(update.flatten(1), self.precision)
-                # A tall matrix has more outputs than inputs: with this each output moves as far.
+                # Compensates for matrices with more outputs than inputs: every output moves
+                # equally far.
                 outputs, inputs = matrix.shape
                 size = group["lr"] * max(1, outputs / inputs) ** 0.5
                 weight.add_(matrix.view(weight.shape), alpha=-size)
@@ -60,17 +61,17 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrix: Tensor, precision: torch.dtype) -> Tensor:
     """Return a matrix with the same singular vectors and all singular values near 1.
 
-    Newton-Schulz iteration: products only, where a decomposition would take far longer. Singular
-    values end between 0.7 and 1.2, those that are nearly zero below that.
+    The Newton-Schulz iteration needs matrix products only; a singular value decomposition would
+    take far longer. Singular values end between 0.7 and 1.2; values that start near zero end lower.
 
     Args:
         matrix: (outputs, inputs).
-        precision: in which to multiply, and of the result.
+        precision: Data type of the products and of the result.
     """
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if tall else matrix).to(precision)
-    # The Frobenius norm is no smaller than the largest singular value, which must not exceed 1.
+    # The Frobenius norm is at least the largest singular value, which must not exceed 1.
     x = x / (x.norm() + EPSILON)
     for _ in range(ITERATIONS):
         square = x @ x.T

@@ -1,9 +1,9 @@
-"""A drawn stand-in for Fashion-MNIST: ten classes of garments as shaded silhouettes.
+"""Draw a stand-in for Fashion-MNIST: ten classes of garments as shaded silhouettes.
 
-It lets everything run where neither the data nor a network is at hand. It is no benchmark: a result
-on it says nothing about Fashion-MNIST. Like there, the pictures are grey, 28 × 28, on black ground,
-and the classes stand in the same order; T-shirt, pullover, coat, shirt and dress run into one
-another on purpose.
+With it everything runs where neither the data nor a network is available. It is not a benchmark:
+results on it say nothing about Fashion-MNIST. As there, the images are grey, 28 × 28, on a black
+background, and the classes have the same order. T-shirt, pullover, coat, shirt and dress overlap on
+purpose.
 """
 
 from collections.abc import Callable
@@ -17,29 +17,32 @@ TRAIN_COUNT = 12_000
 TEST_COUNT = 2_000
 
 SIZE = 28  # pixels, as in Fashion-MNIST
-# Drawn at three times the size and averaged down, so that edges are soft.
+# Drawn at three times the size and averaged down for soft edges.
 CANVAS = 3 * SIZE
 
-# How far a garment strays, in units of the picture's size or as a factor. They are set so that a
-# network that knows nothing about neighbours loses more than one that does.
+COORDINATES = np.mgrid[0:SIZE, 0:SIZE] / SIZE - 0.5  # of the pixels, relative to the centre
+
+# Ranges of the random placement, relative to the image size or as a factor. They are wide enough
+# that a network without convolutions loses more accuracy than one with them.
 SHIFT = 0.09
 SCALE = (0.72, 1.05)
 STRETCH = (0.85, 1.15)
 TILT = 12.0  # degrees, both ways
-NOISE = (4.0, 26.0)  # standard deviation in grey levels of 255
+NOISE = (4.0, 26.0)  # standard deviation in grey levels
 
-Polygon = list[tuple[float, float]]
-Garment = list[Polygon]
+Polygon = list[tuple[float, float]]  # (x, y) in the unit square, y downwards
+Garment = list[Polygon]  # in drawing order
 
 
 def draw_dataset(seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Draw 12,000 images for training and 2,000 for testing, equally many of each class.
 
     Args:
-        seed: the same seed draws the same images.
+        seed: The same seed gives the same images.
 
     Returns:
-        (images, labels) for training and for testing: uint8 (N, 28, 28) and int64 (N,).
+        ((images, labels), (images, labels)) for training and for testing, uint8 (N, 28, 28) and
+        int64 (N,).
     """
     generator = np.random.default_rng(seed)
     train = _draw_images(TRAIN_COUNT, generator)
@@ -54,7 +57,7 @@ def _draw_images(count: int, generator: np.random.Generator) -> tuple[Tensor, Te
 
 
 def draw_garment(label: int, generator: np.random.Generator) -> np.ndarray:
-    """Draw one picture, uint8 (28, 28), of the class with this label, 0 to 9."""
+    """Draw an image, uint8 (28, 28), of the class with this label, 0 to 9."""
     shade = generator.uniform(90, 235)
     canvas = Image.new("L", (CANVAS, CANVAS))
     draw = ImageDraw.Draw(canvas)
@@ -62,30 +65,30 @@ def draw_garment(label: int, generator: np.random.Generator) -> np.ndarray:
     for polygon in OUTLINES[label](generator):
         tone = shade * generator.uniform(0.8, 1.1)
         draw.polygon(place(polygon), fill=int(min(tone, 255)))
-    picture = np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float64)
-    picture = picture * _texture(generator)
-    picture += generator.normal(0, generator.uniform(*NOISE), picture.shape) * (picture > 0)
-    picture = _hide_a_patch(picture, generator)
-    return picture.clip(0, 255).astype(np.uint8)
+    small = canvas.resize((SIZE, SIZE), Image.Resampling.BOX)
+    image = np.asarray(small, dtype=np.float64) * _shading(generator)
+    image += generator.normal(0, generator.uniform(*NOISE), image.shape) * (image > 0)
+    _occlude(image, generator)
+    return image.clip(0, 255).astype(np.uint8)
 
 
-def _random_placement(generator: np.random.Generator) -> Callable[[Polygon], Polygon]:
-    """Return a function from a polygon in the unit square to one on the canvas, for one garment."""
+def _random_placement(generator: np.random.Generator) -> Callable[[Polygon], list[float]]:
+    """Return a function that maps a polygon to coordinates x, y, x, y, ... on the canvas."""
     angle = np.deg2rad(generator.uniform(-TILT, TILT))
     scale = generator.uniform(*SCALE) * np.array([generator.uniform(*STRETCH), 1])
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     centre = 0.5 + generator.uniform(-SHIFT, SHIFT, 2)
 
-    def place(polygon: Polygon) -> Polygon:
-        points = ((np.array(polygon) - 0.5) * scale @ turn.T + centre) * CANVAS
-        return [tuple(point) for point in points]
+    def place(polygon: Polygon) -> list[float]:
+        points = ((np.array(polygon) - 0.5) * scale @ rotation.T + centre) * CANVAS
+        return points.ravel().tolist()
 
     return place
 
 
-def _texture(generator: np.random.Generator) -> np.ndarray:
-    """Return brightness factors (28, 28): light from one side, often stripes."""
-    rows, columns = np.mgrid[0:SIZE, 0:SIZE] / SIZE - 0.5
+def _shading(generator: np.random.Generator) -> np.ndarray:
+    """Return brightness factors (28, 28): light from one side, and stripes on half the garments."""
+    rows, columns = COORDINATES
     light = 1 + generator.uniform(-0.5, 0.5) * rows + generator.uniform(-0.5, 0.5) * columns
     if generator.random() < 0.5:
         angle, waves = generator.uniform(0, np.pi), generator.uniform(3, 9)
@@ -94,12 +97,11 @@ def _texture(generator: np.random.Generator) -> np.ndarray:
     return light
 
 
-def _hide_a_patch(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Set a rectangle of up to 9 × 9 pixels to one grey level, as if something lay on it."""
+def _occlude(image: np.ndarray, generator: np.random.Generator) -> None:
+    """Set a rectangle of up to 9 × 9 pixels to one grey level, in place."""
     height, width = generator.integers(0, 10, 2)
     top, left = generator.integers(0, SIZE - 9, 2)
-    picture[top : top + height, left : left + width] = generator.uniform(0, 200)
-    return picture
+    image[top : top + height, left : left + width] = generator.uniform(0, 200)
 
 
 def _box(left: float, top: float, right: float, bottom: float) -> Polygon:
@@ -113,16 +115,10 @@ def _mirror(polygon: Polygon) -> Polygon:
 def _top(
     generator: np.random.Generator, sleeve: tuple[float, float], hem: tuple[float, float]
 ) -> Garment:
-    """A garment for the upper body: a trunk and two sleeves.
-
-    Args:
-        generator: draws the cut.
-        sleeve: range of the sleeves' length.
-        hem: range of the height at which the trunk ends.
-    """
+    """Return two sleeves and a torso, for ranges of sleeve length and of the hem's height."""
     width, neck = generator.uniform(0.17, 0.23), generator.uniform(0.06, 0.1)
     bottom, flare = generator.uniform(*hem), generator.uniform(-0.02, 0.05)
-    trunk = [
+    torso = [
         (0.5 - neck, 0.14),
         (0.5, 0.14 + generator.uniform(0.02, 0.1)),
         (0.5 + neck, 0.14),
@@ -140,7 +136,7 @@ def _top(
         (cuff - 0.11, 0.25 + length),
         (0.5 + width - 0.03, 0.34),
     ]
-    return [arm, _mirror(arm), trunk]
+    return [arm, _mirror(arm), torso]
 
 
 def _t_shirt(generator: np.random.Generator) -> Garment:
@@ -191,14 +187,8 @@ def _sandal(generator: np.random.Generator) -> Garment:
     for _ in range(generator.integers(2, 5)):
         left, width = generator.uniform(0.12, 0.75), generator.uniform(0.03, 0.07)
         rise, lean = generator.uniform(0.12, 0.36), generator.uniform(-0.12, 0.12)
-        garment.append(
-            [
-                (left, sole),
-                (left + lean, sole - rise),
-                (left + lean + width, sole - rise),
-                (left + width, sole),
-            ]
-        )
+        right, top = left + width, sole - rise
+        garment.append([(left, sole), (left + lean, top), (right + lean, top), (right, sole)])
     return garment
 
 

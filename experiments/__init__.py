@@ -1,0 +1,1 @@
+"""One question per module; run one with: python -m experiments.NAME."""

@@ -1,0 +1,371 @@
+"""Compare this project's training loop with the classic one, and measure how its cost scales.
+
+    python -m experiments.benchmark
+
+Prints a table and writes benchmark.json and benchmark.png to the folder outputs. Takes less than
+ten minutes on two CPU cores, mostly for the classic loop.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import datasets, transforms
+
+from experiments.timing import SEED, add_options, load_data, time_steps
+from fashion import cli, plots
+from fashion.data import IMAGE_SIZE, Dataset
+from fashion.environment import choose_precision, collect_versions, describe_device, synchronize
+from fashion.evaluation import evaluate, predict_logits
+from fashion.files import RunError, write_json
+from fashion.layers import Network
+from fashion.recipe import Recipe
+from fashion.training import Trainer
+from models import MODELS, STYLES
+
+MAIN_SCRIPT = Path(__file__).parents[1] / "fashionmnist.py"
+
+# The classic loop, as in most tutorials on this dataset.
+CLASSIC_BATCH_SIZE = 64
+CLASSIC_LEARNING_RATE = 1e-3  # Adam's default
+CLASSIC_EPOCHS = 10
+# Changes to the recipes for reaching the classic loop's accuracy quickly. A few epochs do not
+# overfit, so they need no augmentation and little dropout.
+SPRINTS: dict[str, dict[str, Any]] = {
+    "ffn": {"epochs": 8, "learning_rate": 0.006},
+    "cnn": {"epochs": 3, "learning_rate": 0.02, "model": {"dropout": 0.1}},
+}
+NO_AUGMENTATION = {"shifted": 0.0, "flip": False}
+
+MATRIX_SIZE = 2048  # large enough to hide the cost of everything but the product
+PEAK_REPEATS = 10
+IMAGE_COUNTS = (6_000, 15_000, 30_000, 55_000)
+WIDTH_FACTORS = (0.5, 1, 2, 4)  # of all hidden layers
+
+
+class ClassicLoop:
+    """The training loop of most tutorials: Dataset, DataLoader, float32 and Adam.
+
+    Args:
+        network: Class of the model, which has the size that its recipe gives it.
+        data_dir: Folder with FashionMNIST/raw.
+        dataset: The same data; provides the device and the pixel statistics.
+
+    Attributes:
+        seconds: Time of each epoch so far.
+    """
+
+    def __init__(self, network: type[Network], data_dir: Path, dataset: Dataset) -> None:
+        torch.manual_seed(SEED)
+        transform = transforms.Compose(
+            [transforms.ToTensor(), transforms.Normalize((dataset.mean,), (dataset.std,))]
+        )
+        train, test = (datasets.FashionMNIST(data_dir, part, transform) for part in (True, False))
+        self.image_count = len(train)
+        self.train_loader = DataLoader(train, CLASSIC_BATCH_SIZE, shuffle=True)
+        self.test_loader = DataLoader(test, CLASSIC_BATCH_SIZE)
+        self.device = dataset.images.device
+        self.model = network(**network.recipe.model).to(self.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=CLASSIC_LEARNING_RATE)
+        self.loss = nn.CrossEntropyLoss()
+        self.seconds: list[float] = []
+
+    def train_epoch(self) -> float:
+        """Train one epoch and return the number of images per second."""
+        start = time.perf_counter()
+        self.model.train()
+        for images, labels in self.train_loader:
+            images, labels = images.to(self.device), labels.to(self.device)
+            self.optimizer.zero_grad()
+            self.loss(self.model(images), labels).backward()
+            self.optimizer.step()
+        synchronize(self.device)
+        self.seconds.append(time.perf_counter() - start)
+        return self.image_count / self.seconds[-1]
+
+    @torch.no_grad()
+    def test_accuracy(self) -> float:
+        """Return the fraction of test images that are classified correctly."""
+        self.model.eval()
+        correct = [
+            self.model(images.to(self.device)).argmax(1).cpu() == labels
+            for images, labels in self.test_loader
+        ]
+        return torch.cat(correct).float().mean().item()
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure everything, print the table and write the files."""
+    dataset = load_data(arguments)
+    device = dataset.images.device
+    precision = choose_precision("auto", device)
+    result: dict[str, Any] = {
+        "device": describe_device(device),
+        "precision": str(precision).removeprefix("torch."),
+        "versions": collect_versions(),
+        "classic_epochs": arguments.epochs,
+        "peak_flops": {
+            str(dtype).removeprefix("torch."): measure_peak(dtype, device)
+            for dtype in (torch.float32, precision)
+        },
+        "start_seconds": measure_start(arguments.data_dir, device),
+        "peak_memory_bytes": measure_memory(arguments.data_dir, device),
+    }
+    for name in MODELS:
+        print(f"{name.upper()}: {arguments.epochs} epochs of both loops in alternation")
+        result[name] = compare_loops(name, dataset, precision, arguments)
+        result[name]["growth"] = measure_growth(MODELS[name], dataset, precision)
+    print_table(result)
+    files = [write_json(arguments.out / "benchmark.json", result), arguments.out / "benchmark.png"]
+    figure = plots.draw_benchmark({name: result[name] for name in MODELS}, STYLES)
+    plots.save_figure(figure, files[-1])
+    cli.print_files(files)
+
+
+def measure_peak(precision: torch.dtype, device: torch.device) -> float:
+    """Return the floating-point operations per second of a large square matrix product."""
+    first, second = (
+        torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device).to(precision) for _ in range(2)
+    )
+    times = []
+    for _ in range(PEAK_REPEATS):
+        start = time.perf_counter()
+        first @ second
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return 2 * MATRIX_SIZE**3 / min(times)
+
+
+def count_network_flops(model: nn.Module) -> float:
+    """Return the floating-point operations per image of a forward and backward pass.
+
+    Only matrix products and convolutions count.
+    """
+    images, labels = torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE), torch.zeros(2, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(images), labels).backward()
+    return counter.get_total_flops() / len(images)
+
+
+def count_step_flops(trainer: Trainer) -> float:
+    """Return the same for a whole training step, which includes the optimizers' products."""
+    images, labels = next(trainer.batches())
+    with FlopCounterMode(display=False) as counter:
+        trainer.step(images, labels)
+    return counter.get_total_flops() / trainer.batch_size
+
+
+def compare_loops(
+    name: str, dataset: Dataset, precision: torch.dtype, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Run both loops in alternation, then the sprint to the accuracy of the classic loop.
+
+    All times exclude evaluation. Throughput is the median over the epochs.
+    """
+    network = MODELS[name]
+    recipe, sprint_changes = network.recipe, NO_AUGMENTATION | SPRINTS.get(name, {})
+    make_trainer = partial(Trainer, network, dataset, seed=SEED, precision=precision)
+    classic = ClassicLoop(network, arguments.data_dir, dataset)
+    ours = make_trainer(recipe=recipe)
+    speeds: list[tuple[float, float]] = []
+    for _ in cli.progress_bar(range(arguments.epochs), name, unit="epoch"):
+        speeds.append(
+            (classic.train_epoch(), ours.steps_per_epoch * ours.batch_size / time_epoch(ours))
+        )
+    classic_speed, our_speed = map(statistics.median, zip(*speeds, strict=True))
+    ratios = [mine / theirs for theirs, mine in speeds]
+
+    sprint = make_trainer(recipe=replace(recipe, **sprint_changes))
+    sprint_seconds = sum(time_epoch(sprint) for _ in range(sprint.recipe.epochs))
+    accuracy, evaluation_seconds = evaluate_test(sprint)
+    goal = classic.test_accuracy()
+    network_flops = count_network_flops(network(**recipe.model))
+    flops = count_step_flops(make_trainer(recipe=recipe))
+    return {
+        "classic_images_per_second": classic_speed,
+        "images_per_second": our_speed,
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "classic_seconds": sum(classic.seconds),
+        "classic_test_accuracy": goal,
+        "sprint": sprint_changes,
+        "sprint_seconds": sprint_seconds,
+        "sprint_test_accuracy": accuracy,
+        "time_to_accuracy_ratio": (
+            sprint_seconds / sum(classic.seconds) if accuracy >= goal else None
+        ),
+        "flops_per_image": flops,
+        "optimizer_share_of_flops": 1 - network_flops / flops,
+        "share_of_peak": flops * our_speed / measure_peak(precision, dataset.images.device),
+        "evaluation_seconds": evaluation_seconds,
+    }
+
+
+def time_epoch(trainer: Trainer) -> float:
+    """Train one epoch without validation and return its time in seconds."""
+    start = time.perf_counter()
+    for images, labels in trainer.batches():
+        trainer.step(images, labels)
+    synchronize(trainer.device)
+    return time.perf_counter() - start
+
+
+def evaluate_test(trainer: Trainer) -> tuple[float, float]:
+    """Return the accuracy on the test images and the seconds that the evaluation took."""
+    dataset = trainer.dataset
+    start = time.perf_counter()
+    logits = predict_logits(
+        trainer.averaged, dataset.test_images, dataset.mean, dataset.std, trainer.precision
+    )
+    accuracy = evaluate(logits, dataset.test_labels).accuracy
+    return accuracy, time.perf_counter() - start
+
+
+def measure_growth(
+    network: type[Network], dataset: Dataset, precision: torch.dtype
+) -> dict[str, Any]:
+    """Return the seconds of an epoch by number of images and by width of the network."""
+    recipe = network.recipe
+    by_images, by_width = {}, {}
+    for count in IMAGE_COUNTS:
+        part = replace(dataset, train_indices=dataset.train_indices[:count])
+        trainer = Trainer(network, part, recipe, SEED, precision)
+        by_images[len(part.train_indices)] = trainer.steps_per_epoch * time_steps(
+            trainer, trainer.steps_per_epoch
+        )
+    for factor in WIDTH_FACTORS:
+        trainer = Trainer(network, dataset, widen(network, factor), SEED, precision)
+        by_width[factor] = trainer.steps_per_epoch * time_steps(trainer)
+    return {"seconds_by_images": by_images, "seconds_by_width": by_width}
+
+
+def widen(network: type[Network], factor: float) -> Recipe:
+    """Return a network's recipe with the widths of all hidden layers multiplied by a factor."""
+    arguments = network(**network.recipe.model).arguments
+    model = {
+        key: [round(factor * width) for width in value] if isinstance(value, list) else value
+        for key, value in arguments.items()
+    }
+    return replace(network.recipe, model=model)
+
+
+def measure_start(data_dir: Path, device: torch.device) -> float:
+    """Return the seconds from starting the main script to the end of an epoch of one step.
+
+    This is slightly more than the time to the first step: it includes a validation and the file to
+    resume from.
+    """
+    name, network = next(iter(MODELS.items()))
+    limit = str(network.recipe.batch_size)
+    return run_main_script(data_dir, device, "--models", name, "--limit", limit)
+
+
+def measure_memory(data_dir: Path, device: torch.device) -> int | None:
+    """Return the peak main memory in bytes of the main script with one epoch of each model.
+
+    None on Windows, where Python does not report it.
+    """
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    run_main_script(data_dir, device)
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+
+
+def run_main_script(data_dir: Path, device: torch.device, *options: str) -> float:
+    """Run fashionmnist.py for one epoch in a process and folder of its own.
+
+    Returns:
+        The seconds from its start to the end of the epoch, of the last model.
+
+    Raises:
+        RunError: If it fails.
+    """
+    seconds = None
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, str(MAIN_SCRIPT), "--data-dir", str(data_dir), "--out", out]
+        command += ["--device", device.type, "--epochs", "1", *options]
+        start = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout or ():
+                if line.lstrip().startswith("1/1 "):
+                    seconds = time.perf_counter() - start
+    if process.returncode or seconds is None:
+        raise RunError(f"{MAIN_SCRIPT.name} failed with exit status {process.returncode}")
+    return seconds
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Print all measurements with one column per model."""
+    models = {name: result[name] for name in MODELS}
+    peaks = ", ".join(
+        f"{speed / 1e12:.2f} TFLOP/s in {precision}"
+        for precision, speed in result["peak_flops"].items()
+    )
+    print(
+        f"\n{result['device']}, training in {result['precision']}; matrix products reach {peaks}\n"
+        f"{'':<44}{''.join(f'{name.upper():>12}' for name in models)}"
+    )
+    for title, key, form in (
+        ("classic loop, images/s", "classic_images_per_second", "{:,.0f}"),
+        ("ours, images/s", "images_per_second", "{:,.0f}"),
+        ("ratio", "ratio", "{:.1f} x"),
+        ("share of the matrix peak", "share_of_peak", "{:.0%}"),
+        ("  of it in the optimizer", "optimizer_share_of_flops", "{:.0%}"),
+        (f"classic loop, {result['classic_epochs']} epochs", "classic_seconds", "{:.1f} s"),
+        ("  test accuracy", "classic_test_accuracy", "{:.2%}"),
+        ("ours, a few epochs", "sprint_seconds", "{:.1f} s"),
+        ("  test accuracy", "sprint_test_accuracy", "{:.2%}"),
+        ("share of the classic loop's time", "time_to_accuracy_ratio", "{:.1%}"),
+        ("evaluation of the test images", "evaluation_seconds", "{:.2f} s"),
+    ):
+        cells = (
+            "not reached" if model[key] is None else form.format(model[key])
+            for model in models.values()
+        )
+        print(f"{title:<44}{''.join(f'{cell:>12}' for cell in cells)}")
+    memory = result["peak_memory_bytes"]
+    text = "not measured" if memory is None else f"{memory / 1e9:.2f} GB"
+    print(
+        f"{'from the command to the first epoch of a step':<44}{result['start_seconds']:>10.1f} s"
+    )
+    print(f"{'peak memory, all models trained':<44}{text:>12}")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line.
+
+    Raises:
+        UsageError: If an argument is unknown, malformed or out of range.
+    """
+    parser = cli.Parser(
+        "-m experiments.benchmark", "Compare this project's training loop with the classic one."
+    )
+    parser.add_argument(
+        "--epochs",
+        type=cli.number_type(int, 1, 1000),
+        default=CLASSIC_EPOCHS,
+        metavar="N",
+        help="epochs of the classic loop (default: %(default)s)",
+    )
+    add_options(parser)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(parse_arguments, main))

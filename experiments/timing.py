@@ -1,0 +1,55 @@
+"""What the measuring experiments share: their options, the dataset, and the time of a step."""
+
+import argparse
+import statistics
+import time
+from itertools import chain, repeat
+
+from fashion import cli
+from fashion.data import FASHION_MNIST, Dataset, load_dataset
+from fashion.environment import choose_device, synchronize
+from fashion.files import RunError, prepare_folder
+from fashion.training import Trainer
+
+SEED = 0
+WARM_UP_STEPS = 3  # the first steps allocate memory and choose kernels
+TIMED_STEPS = 6
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that load_data reads."""
+    cli.add_device_option(parser)
+    cli.add_data_dir_option(parser)
+    cli.add_out_option(parser, "the results")
+
+
+def load_data(arguments: argparse.Namespace) -> Dataset:
+    """Check the output folder and return Fashion-MNIST on the device of the options.
+
+    Raises:
+        UsageError: If there is no such device.
+        RunError: If the folder is not writable, or the dataset is neither on disk nor online.
+    """
+    with cli.advise("choose another one with --device"):
+        device = choose_device(arguments.device)
+    with cli.advise("choose another folder with --out"):
+        prepare_folder(arguments.out)
+    with cli.advise("--data-dir names another folder", RunError):
+        return load_dataset(FASHION_MNIST, arguments.data_dir).to(device)
+
+
+def time_steps(trainer: Trainer, count: int = TIMED_STEPS) -> float:
+    """Return the median time in seconds of training steps, over several epochs if necessary.
+
+    Args:
+        trainer: Has not begun to train.
+        count: Number of steps to measure, after WARM_UP_STEPS others.
+    """
+    batches = chain.from_iterable(epoch() for epoch in repeat(trainer.batches))
+    times = []
+    for _ in range(WARM_UP_STEPS + count):
+        start = time.perf_counter()
+        trainer.step(*next(batches))
+        synchronize(trainer.device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[WARM_UP_STEPS:])

@@ -1,0 +1,281 @@
+"""Comparison of models over many seeds: accuracy, calibration, cost and suspicious labels.
+
+All intervals are two-sided 95 % intervals. The statistics are SciPy's.
+"""
+
+import csv
+import io
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fashion.data import CLASS_NAMES, IMAGE_SIZE, Dataset
+from fashion.evaluation import calibrate, scores_by_class
+from fashion.runs import Run
+
+CONFIDENCE = 0.95
+POWER = 0.8  # probability of detecting a real difference, the usual value in planning
+# Differences in accuracy for which the required number of seeds is reported: 0.1 and 0.5 points.
+DIFFERENCES = (0.001, 0.005)
+# A label is suspicious if no run of any model gives it a higher probability.
+SUSPECT_PROBABILITY = 0.05
+MAX_SEEDS = 10_000_000  # upper end of the search
+LATENCY_BATCHES = (1, 1000)
+LATENCY_REPEATS = 9
+
+
+def summarize_values(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean, standard deviation, interval and extremes of values, one per seed.
+
+    The interval of the mean is Student's. A single value has no interval and no deviation (None).
+    """
+    array = np.asarray(values, dtype=float)
+    several = len(array) > 1
+    return {
+        "values": array.tolist(),
+        "mean": array.mean().item(),
+        "std": array.std(ddof=1).item() if several else None,
+        "ci95": _interval(array) if several else None,
+        "min": array.min().item(),
+        "max": array.max().item(),
+    }
+
+
+def _interval(values: np.ndarray) -> list[float]:
+    """Return the interval of the mean of at least two values."""
+    error = stats.sem(values)
+    if error == 0:
+        return [values.mean().item()] * 2
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, values.mean(), error)
+    return [float(low), float(high)]
+
+
+def compare_paired(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    """Summarize the differences second − first per seed, with Student's paired test."""
+    differences = np.subtract(second, first)
+    testable = len(differences) > 1 and differences.std() > 0
+    p_value = float(stats.ttest_rel(second, first).pvalue) if testable else None
+    return summarize_values(differences.tolist()) | {"p_value": p_value}
+
+
+def mcnemar_exact(first_correct: np.ndarray, second_correct: np.ndarray) -> dict[str, Any]:
+    """Compare two classifiers on the same images with McNemar's exact test.
+
+    Only images that exactly one of them classifies correctly are informative. With equal skill,
+    each would get half of these (McNemar, Psychometrika 12, 1947; exact as a binomial test).
+
+    Args:
+        first_correct: Whether the first classifier is correct on each image, bool (N,).
+        second_correct: The same for the second one.
+    """
+    only_first = int((first_correct & ~second_correct).sum())
+    only_second = int((second_correct & ~first_correct).sum())
+    discordant = only_first + only_second
+    p_value = stats.binomtest(only_first, discordant).pvalue if discordant else 1.0
+    return {
+        "only_first_correct": only_first,
+        "only_second_correct": only_second,
+        "p_value": float(p_value),
+    }
+
+
+def seeds_needed(std: float, difference: float) -> int:
+    """Return the number of seeds per model needed to detect a difference.
+
+    Args:
+        std: Standard deviation of the accuracy over seeds, above 0.
+        difference: Difference between the true mean accuracies, in the same unit, above 0.
+
+    Returns:
+        The smallest number, at least 2, with which Student's two-sample test detects the difference
+        with probability POWER.
+    """
+    counts = range(2, MAX_SEEDS)
+    return counts[bisect_left(counts, POWER, key=lambda count: _power(count, std, difference))]
+
+
+def _power(count: int, std: float, difference: float) -> float:
+    """Return the power of a two-sample t-test with this number of seeds per model."""
+    freedom = 2 * count - 2
+    critical = stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
+    shift = difference / (std * np.sqrt(2 / count))
+    return stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
+
+
+def count_multiply_accumulates(model: nn.Module) -> int:
+    """Return the number of multiply-accumulate operations for one image."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.eval()(torch.zeros(1, 1, IMAGE_SIZE, IMAGE_SIZE))
+    return counter.get_total_flops() // 2
+
+
+@torch.inference_mode()
+def measure_latency(model: nn.Module, batch_size: int, device: torch.device) -> float:
+    """Return the median seconds from a batch on the device to its logits, in float32."""
+    model = model.to(device).to(memory_format=torch.channels_last).eval()
+    images = torch.zeros(batch_size, 1, IMAGE_SIZE, IMAGE_SIZE, device=device)
+    times = []
+    for _ in range(LATENCY_REPEATS):
+        start = time.perf_counter()
+        model(images).cpu()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def compare(runs: dict[str, list[Run]], dataset: Dataset) -> dict[str, Any]:
+    """Return the content of comparison.json.
+
+    Args:
+        runs: The runs of each model, with the same seeds in the same order.
+        dataset: What they were trained and scored on.
+
+    Returns:
+        dataset, seeds, models (by name), differences (of each pair of models, the second minus the
+        first) and, for exactly two models, difference, the only one of them.
+    """
+    labels = dataset.test_labels.cpu().numpy()
+    result: dict[str, Any] = {
+        "dataset": dataset.title,
+        "seeds": [run.seed for run in next(iter(runs.values()))],
+        "models": {
+            name: _describe_model(finished, labels, dataset) for name, finished in runs.items()
+        },
+        "differences": [
+            _describe_difference(runs[first], runs[second], labels)
+            for first, second in combinations(runs, 2)
+        ],
+    }
+    if len(runs) == 2:
+        result["difference"] = result["differences"][0]
+    return result
+
+
+def _describe_difference(first: list[Run], second: list[Run], labels: np.ndarray) -> dict[str, Any]:
+    """Compare two models seed by seed, and image by image for the first seed."""
+    accuracies = [[run.test.accuracy for run in runs] for runs in (first, second)]
+    correct = [runs[0].probabilities.argmax(1) == labels for runs in (first, second)]
+    return {
+        "of": f"{second[0].name} - {first[0].name}",
+        "test_accuracy": compare_paired(*accuracies),
+        "mcnemar_of_first_seed": {
+            "first": first[0].name,
+            "second": second[0].name,
+            "seed": first[0].seed,
+            **mcnemar_exact(*correct),
+        },
+    }
+
+
+def _describe_model(runs: list[Run], labels: np.ndarray, dataset: Dataset) -> dict[str, Any]:
+    """Summarize one model over its seeds."""
+    accuracy = summarize_values([run.test.accuracy for run in runs])
+    scores = [scores_by_class(run.test.confusion_matrix) for run in runs]
+    errors = [calibrate(run.probabilities, labels).error for run in runs]
+    model = runs[0].build_model()
+    return {
+        "test_accuracy": accuracy,
+        "flip_averaged_accuracy": summarize_values([run.flip_averaged_accuracy for run in runs]),
+        "validation_accuracy": summarize_values(
+            [run.history[-1]["validation_accuracy"] for run in runs]
+        ),
+        "by_class": {
+            label: {
+                measure: summarize_values([score[measure][number] for score in scores])
+                for measure in ("precision", "recall", "f1")
+            }
+            for number, label in enumerate(CLASS_NAMES)
+        },
+        "expected_calibration_error": summarize_values(errors),
+        "parameters": runs[0].parameters,
+        "multiply_accumulates": count_multiply_accumulates(model),
+        "train_seconds": summarize_values([run.train_seconds for run in runs]),
+        "latency_seconds": {
+            str(size): measure_latency(model, size, dataset.images.device)
+            for size in LATENCY_BATCHES
+        },
+        "seeds_needed": {
+            f"{difference:g}": seeds_needed(accuracy["std"], difference)
+            for difference in DIFFERENCES
+            if accuracy["std"]
+        },
+        "confusion_matrix": np.sum([run.test.confusion_matrix for run in runs], axis=0).tolist(),
+        "tested_at": [run.tested_at for run in runs],
+    }
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An image whose label is probably wrong: every run rejects it.
+
+    Attributes:
+        part: "test" or "validation".
+        index: Index in the test file, or in the training file for a validation image.
+        label: The given label.
+        highest: The highest probability that any run gives it.
+        suggestion: The class with the highest mean probability over all runs.
+        agreement: That mean probability.
+    """
+
+    part: str
+    index: int
+    label: int
+    highest: float
+    suggestion: int
+    agreement: float
+
+
+def find_suspects(runs: Sequence[Run], dataset: Dataset) -> list[Suspect]:
+    """Return the images whose label every run rejects, by descending agreement."""
+    chosen = dataset.validation_indices
+    parts = (
+        ("test", "test_logits", dataset.test_labels, torch.arange(len(dataset.test_labels))),
+        ("validation", "validation_logits", dataset.labels[chosen], chosen),
+    )
+    suspects = []
+    for part, logits, labels, indices in parts:
+        given = labels.cpu().numpy()
+        probabilities = np.stack([getattr(run, logits).softmax(1).numpy() for run in runs])
+        highest = probabilities[:, np.arange(len(given)), given].max(0)
+        mean = probabilities.mean(0)
+        suspects += [
+            Suspect(
+                part,
+                int(indices[row]),
+                int(given[row]),
+                float(highest[row]),
+                int(mean[row].argmax()),
+                float(mean[row].max()),
+            )
+            for row in np.flatnonzero(highest <= SUSPECT_PROBABILITY)
+        ]
+    return sorted(suspects, key=lambda suspect: -suspect.agreement)
+
+
+def suspects_csv(suspects: Sequence[Suspect]) -> str:
+    """Return the suspects as CSV, one line each below the column names."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(
+        [
+            "part",
+            "index",
+            "given_label",
+            "highest_probability_of_given_label",
+            "suggested_label",
+            "mean_probability_of_suggested_label",
+        ]
+    )
+    for suspect in suspects:
+        part, index, label, highest, suggestion, agreement = astuple(suspect)
+        names = CLASS_NAMES[label], CLASS_NAMES[suggestion]
+        table.writerow([part, index, names[0], f"{highest:.4f}", names[1], f"{agreement:.4f}"])
+    return text.getvalue()

@@ -1,0 +1,201 @@
+"""Load Fashion-MNIST or the drawn stand-in; split, normalize and augment the images."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.datasets import FashionMNIST
+
+from fashion import synthetic
+from fashion.download import NETWORK_TIMEOUT, NoSourceError, has_files, load_fashion_mnist
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SIZE = 28  # pixels, both height and width
+CLASS_NAMES = tuple(FashionMNIST.classes)
+CLASS_COUNT = len(CLASS_NAMES)
+
+FASHION_MNIST = "fashion-mnist"
+SYNTHETIC = "synthetic"
+TITLES = {FASHION_MNIST: "Fashion-MNIST", SYNTHETIC: "drawn stand-in, not Fashion-MNIST"}
+
+# Every twelfth training image is for validation: 5,000 of Fashion-MNIST's 60,000, 500 per class.
+VALIDATION_SHARE = 1 / 12
+# The split has its own seed, so that runs with different seeds compare on the same images.
+SPLIT_SEED = 20170828
+# The stand-in is always the same, for the same reason.
+SYNTHETIC_SEED = 0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images as uint8 (N, 28, 28) with a black (0) background, labels as int64 (N,) from 0 to 9.
+
+    All tensors are on the same device: on the CPU after loading, on another one after `to`.
+
+    Attributes:
+        name: FASHION_MNIST or SYNTHETIC.
+        images: The whole training file, which is split by train_indices and validation_indices.
+        labels: Its labels.
+        train_indices: Indices of the images to train on.
+        validation_indices: Indices of the held-out images.
+        test_images: Images to evaluate on once, after training.
+        test_labels: Their labels.
+        mean: Mean pixel of the training images after division by 255.
+        std: Standard deviation of these pixels.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    train_indices: Tensor
+    validation_indices: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    mean: float
+    std: float
+
+    def to(self, device: torch.device) -> "Dataset":
+        """Return the dataset with its tensors on the device."""
+        tensors: dict[str, Any] = {
+            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
+
+    @property
+    def title(self) -> str:
+        """What figures and tables call the dataset."""
+        return TITLES[self.name]
+
+
+def load_dataset(
+    choice: str,
+    data_dir: Path,
+    mirror: str | None = None,
+    timeout: float = NETWORK_TIMEOUT,
+    limit: int | None = None,
+) -> Dataset:
+    """Load Fashion-MNIST from disk or the network, or draw the stand-in.
+
+    Args:
+        choice: "fashion-mnist", "synthetic" or "auto": Fashion-MNIST, or the stand-in (with a
+            warning in the log) if none of its files is on disk and it cannot be downloaded.
+        data_dir: Folder in which FashionMNIST/raw holds, or will hold, the four files.
+        mirror: Address to try before torchvision's.
+        timeout: Seconds to wait for the network, see load_fashion_mnist.
+        limit: Number of training images to use; None for all.
+
+    Raises:
+        RunError: If Fashion-MNIST is required or partly on disk, but cannot be completed.
+    """
+    name = SYNTHETIC if choice == SYNTHETIC else FASHION_MNIST
+    if name == FASHION_MNIST:
+        try:
+            train, test = load_fashion_mnist(data_dir, mirror, timeout)
+        except NoSourceError as error:
+            if choice == FASHION_MNIST or has_files(data_dir):
+                raise
+            logger.warning("%s\nContinuing with the %s", error, TITLES[SYNTHETIC])
+            name = SYNTHETIC
+    if name == SYNTHETIC:
+        train, test = synthetic.draw_dataset(SYNTHETIC_SEED)
+
+    images, labels = train
+    train_indices, validation_indices = split_indices(labels)
+    train_indices = train_indices[:limit]
+    mean, std = pixel_statistics(images[train_indices])
+    return Dataset(name, images, labels, train_indices, validation_indices, *test, mean, std)
+
+
+def split_indices(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Split a training file into a training part and a validation part.
+
+    The validation part holds one image in twelve, equally many of each class, chosen by
+    SPLIT_SEED alone.
+
+    Args:
+        labels: int64 (N,), 0 to 9.
+
+    Returns:
+        The indices of both parts, int64, in ascending order.
+    """
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    per_class = round(len(labels) * VALIDATION_SHARE / CLASS_COUNT)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(CLASS_COUNT):
+        members = (labels == label).nonzero().squeeze(1)
+        order = torch.randperm(len(members), generator=generator)
+        held_out[members[order[:per_class]]] = True
+    return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
+
+
+def pixel_statistics(images: Tensor) -> tuple[float, float]:
+    """Return mean and standard deviation of uint8 images (N, 28, 28) after division by 255."""
+    # Counting the 256 values is exact and needs no float copy of the images.
+    counts = torch.bincount(images.flatten(), minlength=256).double()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = (counts * values).sum() / counts.sum()
+    variance = (counts * (values - mean) ** 2).sum() / counts.sum()
+    return mean.item(), variance.sqrt().item()
+
+
+def normalize(images: Tensor, mean: float, std: float) -> Tensor:
+    """Map uint8 images (N, 28, 28) to float32 (N, 1, 28, 28) with mean 0 and deviation 1."""
+    return images.unsqueeze(1).float().div_(255).sub_(mean).div_(std)
+
+
+def pad(images: Tensor, shift: int) -> Tensor:
+    """Add a black border of `shift` pixels to uint8 images (N, 28, 28), for augment."""
+    return F.pad(images, (shift, shift, shift, shift))
+
+
+def augment(
+    padded: Tensor, indices: Tensor, shifted: float, flip: bool, generator: torch.Generator
+) -> Tensor:
+    """Crop a batch from padded images, shift a share of them and flip half of them.
+
+    Args:
+        padded: uint8 (M, 28 + 2 * shift, 28 + 2 * shift), see pad.
+        indices: Indices of the images, int64 (N,).
+        shifted: Share of the images to shift at random, in [0, 1].
+        flip: Whether to flip each image horizontally with probability one half.
+        generator: Source of the random numbers, on the same device.
+
+    Returns:
+        uint8 (N, 28, 28).
+    """
+    count, device = len(indices), indices.device
+    # A view of every possible crop: indexing it copies whole rows, not single pixels.
+    crops = padded.unfold(1, IMAGE_SIZE, 1).unfold(2, IMAGE_SIZE, 1)
+    offsets = torch.randint(crops.shape[1], (2, count), generator=generator, device=device)
+    if shifted < 1:
+        unshifted = torch.rand(count, generator=generator, device=device) >= shifted
+        offsets.masked_fill_(unshifted, crops.shape[1] // 2)
+    top, left = offsets
+    images = crops[indices, top, left]
+    if flip:
+        flipped = torch.rand(count, 1, 1, generator=generator, device=device) < 0.5
+        images = torch.where(flipped, images.flip(2), images)
+    return images
+
+
+def cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Black out a square at a random place in each image (DeVries and Taylor, arXiv:1708.04552).
+
+    Args:
+        images: uint8 (N, 28, 28), changed in place.
+        size: Edge of the square in pixels. Near the border, part of the square lies outside.
+        generator: Source of the random numbers, on the same device.
+
+    Returns:
+        The same images.
+    """
+    device = images.device
+    centres = torch.randint(IMAGE_SIZE, (2, len(images), 1), generator=generator, device=device)
+    distances = torch.arange(IMAGE_SIZE, device=device) - (centres - size // 2)
+    rows, columns = (distances >= 0) & (distances < size)
+    return images.masked_fill_(rows[:, :, None] & columns[:, None, :], 0)

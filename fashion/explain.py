@@ -1,0 +1,355 @@
+"""Look inside trained models: kernels, feature maps, units, saliency and embeddings.
+
+This module computes; explain_plots draws.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from openTSNE import TSNE
+from torch import Tensor, nn
+
+from fashion.checkpoint import Checkpoint
+from fashion.data import CLASS_COUNT, normalize
+from fashion.evaluation import EVALUATION_BATCH_SIZE, predict_logits
+from fashion.layers import Network, conv_blocks
+
+# Side in pixels of the square that occlusion blacks out: about the width of a strap or a heel.
+OCCLUSION_SIZE = 5
+# Points on the path from black to the image; the authors recommend 20 to 300.
+GRADIENT_STEPS = 64
+# Share of a kernel's energy above which one component determines its kind.
+MAJORITY = 0.5
+KINDS = ("edge", "spot", "area", "other")
+# openTSNE's default perplexity and half of its default iterations, after which the picture no
+# longer changes visibly.
+PERPLEXITY = 30
+EMBEDDING = {"early_exaggeration_iter": 150, "n_iter": 300, "random_state": 0}
+
+
+# Kernels
+
+
+@dataclass(frozen=True)
+class KernelKind:
+    """What a small kernel detects.
+
+    Attributes:
+        kind: One of KINDS.
+        angle: Direction from dark to light of an edge, in degrees from 0 to 360, counter-clockwise
+            from the right; 0 for other kinds.
+        sign: 1 for a light spot or area, -1 for a dark one; 0 for other kinds.
+    """
+
+    kind: str
+    angle: float
+    sign: int
+
+
+def kernel_tiles(model: Network, layer: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return one slice (height, width) of each kernel of a layer, and the index of that slice.
+
+    Layers are numbered from 1. Kernels after the first layer have one slice per input channel; the
+    one with the largest sum of absolute weights is returned.
+    """
+    weights = conv_blocks(model)[layer - 1].conv.weight.detach().cpu().numpy()
+    slices = np.abs(weights).sum(axis=(2, 3)).argmax(axis=1)
+    return weights[np.arange(len(weights)), slices], slices
+
+
+def untrained_model(checkpoint: Checkpoint) -> Network:
+    """Return the model as it was initialized before training, recreated from the seed."""
+    model = checkpoint.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(checkpoint.seed)
+        return type(model)(**model.arguments).eval()
+
+
+def classify_kernel(kernel: np.ndarray) -> KernelKind:
+    """Classify a kernel (size, size) as an edge, spot, area or other detector.
+
+    Every kernel is the sum of an odd part, which changes its sign under a rotation by 180 degrees,
+    and an even part, which does not change. A mostly odd kernel is light on one side and dark on
+    the other: an edge detector. A mostly constant kernel detects light or dark areas. A kernel that
+    mostly depends on the distance from its centre only detects spots. The rest are lines, corners
+    and saddles.
+    """
+    energy = (kernel**2).sum()
+    odd = (kernel - kernel[::-1, ::-1]) / 2
+    offsets = np.arange(len(kernel)) - (len(kernel) - 1) / 2
+    if (odd**2).sum() > MAJORITY * energy:
+        right, down = (odd * offsets).sum(), (odd * offsets[:, None]).sum()
+        return KernelKind("edge", float(np.degrees(np.arctan2(-down, right))) % 360, 0)
+    if kernel.size * kernel.mean() ** 2 > MAJORITY * energy:
+        return KernelKind("area", 0.0, int(np.sign(kernel.mean())))
+    distance = np.hypot(offsets, offsets[:, None]).round(6)
+    rings = [distance == each for each in np.unique(distance)]
+    if sum(ring.sum() * kernel[ring].mean() ** 2 for ring in rings) > MAJORITY * energy:
+        centre, around = kernel[rings[0]].mean(), kernel[~rings[0]].mean()
+        return KernelKind("spot", 0.0, 1 if centre > around else -1)
+    return KernelKind("other", 0.0, 0)
+
+
+def order_kernels(kernels: np.ndarray) -> tuple[np.ndarray, list[KernelKind]]:
+    """Return a display order for kernels (K, size, size), and the kinds in that order.
+
+    Edges come first, by direction, then spots and areas, light before dark, then the rest. Ties are
+    ordered by descending norm.
+    """
+    kinds = [classify_kernel(kernel) for kernel in kernels]
+    norms = np.linalg.norm(kernels.reshape(len(kernels), -1), axis=1)
+    order = sorted(
+        range(len(kernels)),
+        key=lambda k: (KINDS.index(kinds[k].kind), kinds[k].angle, -kinds[k].sign, -norms[k]),
+    )
+    return np.array(order), [kinds[k] for k in order]
+
+
+# Activations of one image
+
+
+@dataclass(frozen=True)
+class Progression:
+    """The activations of one image, from the first layer to the last.
+
+    Attributes:
+        responses: Output of each convolution (K, size, size), signed.
+        activations: Output of each block (K, size // 2, size // 2), after pooling, batch norm and
+            ReLU.
+        rectified: Output of each convolution (K, size, size) after batch norm and ReLU, but without
+            pooling.
+        hidden: Output of each hidden linear layer (width,), after ReLU.
+        probabilities: Class probabilities (10,).
+    """
+
+    responses: list[np.ndarray]
+    activations: list[np.ndarray]
+    rectified: list[np.ndarray]
+    hidden: list[np.ndarray]
+    probabilities: np.ndarray
+
+
+@torch.inference_mode()
+def follow(checkpoint: Checkpoint, image: np.ndarray) -> Progression:
+    """Return the activations of all layers for an image, uint8 (28, 28)."""
+    blocks = conv_blocks(checkpoint.model)
+    convolutions = [block.conv for block in blocks]
+    in_blocks = {layer for block in blocks for layer in block.modules()}
+    hidden = [
+        layer
+        for layer in checkpoint.model.modules()
+        if isinstance(layer, nn.ReLU) and layer not in in_blocks
+    ]
+    logits, outputs = _run(
+        checkpoint.model, to_input(checkpoint, image), [*convolutions, *blocks, *hidden]
+    )
+
+    def first(layers: Sequence[nn.Module]) -> list[np.ndarray]:
+        return [outputs[layer][0].numpy() for layer in layers]
+
+    rectified = [block.relu(block.norm(outputs[block.conv]))[0].numpy() for block in blocks]
+    probabilities = logits[0].softmax(0).numpy()
+    return Progression(first(convolutions), first(blocks), rectified, first(hidden), probabilities)
+
+
+def _run(
+    model: nn.Module, inputs: Tensor, layers: Sequence[nn.Module]
+) -> tuple[Tensor, dict[nn.Module, Tensor]]:
+    """Return the output of a model, and the outputs of some of its layers."""
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def store(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs[layer] = output
+
+    hooks = [layer.register_forward_hook(store) for layer in layers]
+    try:
+        return model(inputs), outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def to_input(checkpoint: Checkpoint, images: np.ndarray) -> Tensor:
+    """Return the model's input (N, 1, 28, 28) for images, uint8 (28, 28) or (N, 28, 28)."""
+    batch = torch.from_numpy(images.copy()).reshape(-1, *images.shape[-2:])
+    return normalize(batch, checkpoint.mean, checkpoint.std)
+
+
+def class_probabilities(checkpoint: Checkpoint, images: np.ndarray) -> np.ndarray:
+    """Return the class probabilities (N, 10) of images, uint8 (N, 28, 28)."""
+    return _predict(checkpoint, torch.from_numpy(images.copy())).softmax(1).numpy()
+
+
+def _predict(checkpoint: Checkpoint, images: Tensor) -> Tensor:
+    """Return the logits (N, 10) of images, uint8 (N, 28, 28)."""
+    return predict_logits(checkpoint.model, images, checkpoint.mean, checkpoint.std, torch.float32)
+
+
+# Units
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One kernel of a convolution, and the images that activate it most.
+
+    Attributes:
+        number: Index in the layer, from 0.
+        selectivity: See class_selectivity.
+        images: Indices of the images (N,), the highest activation first.
+        activations: The unit's activation for each image (N,).
+        patches: For each image, top, left and size in pixels of the square that the activation
+            depends on. It may extend beyond the image.
+    """
+
+    number: int
+    selectivity: float
+    images: np.ndarray
+    activations: np.ndarray
+    patches: list[tuple[int, int, int]]
+
+
+@torch.inference_mode()
+def strongest_responses(
+    checkpoint: Checkpoint, images: Tensor, layer: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return each unit's maximum activation in each image (N, K), and its position (N, K, 2).
+
+    Activations are the output of a block, numbered from 1, after pooling, batch norm and ReLU.
+    Positions are row and column in the unit's map. The images are uint8 (N, 28, 28).
+    """
+    block = conv_blocks(checkpoint.model)[layer - 1]
+    values, positions = [], []
+    for batch in images.split(EVALUATION_BATCH_SIZE):
+        inputs = normalize(batch, checkpoint.mean, checkpoint.std)
+        maps = _run(checkpoint.model, inputs, [block])[1][block]
+        value, position = maps.flatten(2).max(dim=2)
+        values.append(value)
+        width = maps.shape[3]
+        positions.append(torch.stack((position // width, position % width), dim=2))
+    return torch.cat(values).numpy(), torch.cat(positions).numpy()
+
+
+def class_selectivity(strongest: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return each unit's class selectivity (K,), from 0 (none) to 1 (active for one class only).
+
+    For activations (N, K) of images of the true classes (N,), the selectivity is (a - b) / (a + b),
+    where a is the mean activation for the class that activates the unit most, and b the mean over
+    all other classes (Morcos et al., 2018, https://arxiv.org/abs/1803.06959). A unit that is never
+    active scores 0.
+    """
+    means = np.stack([strongest[labels == label].mean(axis=0) for label in range(CLASS_COUNT)])
+    best = means.max(axis=0)
+    others = (means.sum(axis=0) - best) / (CLASS_COUNT - 1)
+    return (best - others) / np.maximum(best + others, np.finfo(np.float32).tiny)
+
+
+def receptive_field(layer: int, row: int, column: int) -> tuple[int, int, int]:
+    """Return the receptive field (top, left, size), in pixels, of one value after a block.
+
+    Each block's convolution extends the field by one value on every side. Its pooling then joins
+    two neighbours and doubles the distance between values.
+    """
+    size, stride, start = 1, 1, 0
+    for _ in range(layer):
+        start, size = start - stride, size + 3 * stride
+        stride *= 2
+    return start + stride * row, start + stride * column, size
+
+
+def find_units(
+    checkpoint: Checkpoint,
+    images: Tensor,
+    labels: Tensor,
+    layer: int,
+    count: int,
+    examples: int,
+    wanted: Sequence[int] | None = None,
+) -> list[Unit]:
+    """Return units of a convolution with the images that activate them most.
+
+    Args:
+        checkpoint: A model with convolutional blocks.
+        images: The images to choose from, uint8 (N, 28, 28).
+        labels: Their classes (N,).
+        layer: Number of the convolution, from 1.
+        count: Number of units to return, the most selective first.
+        examples: Number of images per unit.
+        wanted: Indices of the units to return instead, in that order.
+    """
+    strongest, positions = strongest_responses(checkpoint, images, layer)
+    selectivity = class_selectivity(strongest, labels.numpy())
+    numbers = np.argsort(-selectivity, kind="stable")[:count] if wanted is None else wanted
+    units = []
+    for number in map(int, numbers):
+        chosen = np.argsort(-strongest[:, number], kind="stable")[:examples]
+        patches = [receptive_field(layer, *map(int, positions[i, number])) for i in chosen]
+        activations = strongest[chosen, number]
+        units.append(Unit(number, float(selectivity[number]), chosen, activations, patches))
+    return units
+
+
+# Saliency
+
+
+def occlusion(checkpoint: Checkpoint, image: np.ndarray, label: int) -> np.ndarray:
+    """Return the decrease of a class's probability when a square around each pixel is black.
+
+    The image is uint8 (28, 28), the result (28, 28), positive where pixels support the class. From
+    Zeiler and Fergus, 2014 (https://arxiv.org/abs/1311.2901).
+    """
+    height, width = image.shape
+    rows, columns = np.ogrid[:height, :width]
+    reach = OCCLUSION_SIZE // 2
+    occluded = [
+        np.where((abs(rows - row) <= reach) & (abs(columns - column) <= reach), np.uint8(0), image)
+        for row in range(height)
+        for column in range(width)
+    ]
+    probabilities = class_probabilities(checkpoint, np.stack([image, *occluded]))[:, label]
+    return (probabilities[0] - probabilities[1:]).reshape(height, width)
+
+
+def integrated_gradients(checkpoint: Checkpoint, image: np.ndarray, label: int) -> np.ndarray:
+    """Return each pixel's contribution to a class's probability, relative to a black image.
+
+    The contribution is the gradient, averaged along the straight path from black to the image,
+    times the pixel. All contributions add up to the difference of the two probabilities. The image
+    is uint8 (28, 28), the result (28, 28), positive where a pixel supports the class. From
+    Sundararajan et al., 2017 (https://arxiv.org/abs/1703.01365).
+    """
+    shares = (torch.arange(GRADIENT_STEPS) + 0.5) / GRADIENT_STEPS  # midpoint rule
+    black = to_input(checkpoint, np.zeros_like(image))
+    difference = to_input(checkpoint, image) - black
+    points = (black + shares.view(-1, 1, 1, 1) * difference).requires_grad_()
+    probabilities = checkpoint.model(points).softmax(1)[:, label]
+    (gradient,) = torch.autograd.grad(probabilities.sum(), points)
+    return (gradient.mean(dim=0) * difference[0])[0].numpy()
+
+
+# Embedding
+
+
+@torch.inference_mode()
+def last_hidden(checkpoint: Checkpoint, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the input of the last linear layer (N, width), and the predicted classes (N,)."""
+    *_, output = (layer for layer in checkpoint.model.modules() if isinstance(layer, nn.Linear))
+    features: list[Tensor] = []
+    hook = output.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    try:
+        logits = _predict(checkpoint, images)
+    finally:
+        hook.remove()
+    return torch.cat(features).numpy(), logits.argmax(1).numpy()
+
+
+def embed(features: np.ndarray) -> np.ndarray:
+    """Return positions in the plane (N, 2) that preserve the neighbours of features (N, width).
+
+    The method is t-SNE (van der Maaten and Hinton, JMLR 9, 2008) with a fixed seed. Distances
+    between separate groups have no meaning.
+    """
+    # openTSNE requires at least three times as many points as neighbours.
+    perplexity = min(PERPLEXITY, (len(features) - 1) // 3)
+    return np.asarray(TSNE(perplexity=perplexity, **EMBEDDING).fit(features))

@@ -1,0 +1,109 @@
+"""Atomic writes, the folder lock, and the two errors that end a script with a message."""
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
+
+LOCK_NAME = ".lock"  # stays in the folder, empty; the operating system holds the lock itself
+
+
+class UsageError(Exception):
+    """The user asked for something impossible. The message says what; exit status 2."""
+
+    exit_status = 2
+
+
+class RunError(Exception):
+    """Disk, network, data or numbers failed. The message says what; exit status 1."""
+
+    exit_status = 1
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file atomically: readers see the old content or the new, never a part.
+
+    Raises:
+        RunError: If the file cannot be written. The old content is then still in place.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.unlink(missing_ok=True)
+        with part.open("xb") as file:  # "x" does not follow a symbolic link
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write a JSON file atomically and return its path; see write_file."""
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
+    return path
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create a folder if necessary and check that files can be written to it.
+
+    Raises:
+        RunError: If the folder cannot be created or is not writable.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Lock an existing folder for this process and remove files that killed processes left.
+
+    The operating system releases the lock when the process ends, however it ends.
+
+    Args:
+        folder: The folder to lock.
+        wait: Whether to wait for a process that holds the lock, with one warning in the log,
+            instead of raising.
+
+    Raises:
+        UsageError: If another process holds the lock and wait is False.
+        RunError: If the lock file cannot be created.
+    """
+    lock = FileLock(folder / LOCK_NAME)
+    busy = f"{folder} is in use by another process"
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if not wait:
+                raise UsageError(busy) from None
+            logger.warning("%s; waiting for it to finish", busy)
+            lock.acquire()
+        _remove_part_files(folder)
+    except OSError as error:
+        raise RunError(f"cannot lock {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_part_files(folder: Path) -> None:
+    """Remove the temporary files that write_file left in a folder and its subfolders."""
+    for part in folder.rglob(".*.part"):
+        part.unlink(missing_ok=True)

@@ -1,0 +1,290 @@
+"""Finished runs: scoring, files, and sharing them out over processes and machines."""
+
+import contextlib
+import datetime
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fashion.checkpoint import CONTENT_ERRORS, SUFFIX, load_tensors, save_tensors
+from fashion.evaluation import Evaluation, average_over_flip, evaluate, predict_logits
+from fashion.files import RunError, UsageError, write_json
+from fashion.layers import Network, count_parameters
+from fashion.training import Trainer
+
+Job = tuple[str, int]  # the name of a model and a seed
+Shared = TypeVar("Shared")
+
+# Processes wait for each other until all runs are done; torchrun stops them when one of them dies.
+JOIN_TIMEOUT = datetime.timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model, trained to the end with one seed and scored.
+
+    Attributes:
+        name: Name of the model, which its files start with.
+        network: Class of the model.
+        identity: The settings that determine every weight, see Trainer.identity.
+        weights, metadata: What a checkpoint holds, see checkpoint.load_weights.
+        history, epoch_seconds: See Trainer.
+        validation_logits, test_logits: Float32 (N, 10), of the last averaged weights.
+        test: Comparison of the test predictions with the labels.
+        flip_averaged_accuracy: Test accuracy of the mean over each image and its mirror image.
+        tested_at: Time in UTC when the test images were scored.
+    """
+
+    name: str
+    network: type[Network]
+    identity: dict[str, Any]
+    weights: dict[str, Tensor]
+    metadata: dict[str, Any]
+    history: list[dict[str, float]]
+    epoch_seconds: list[float]
+    validation_logits: Tensor
+    test_logits: Tensor
+    test: Evaluation
+    flip_averaged_accuracy: float
+    tested_at: str
+
+    @property
+    def seed(self) -> int:
+        """Seed of initial weights, order, augmentation and dropout."""
+        return self.metadata["seed"]
+
+    @property
+    def train_seconds(self) -> float:
+        """Wall-clock time of the training, validation included."""
+        return sum(self.epoch_seconds)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Predicted probabilities for the test images, float32 (N, 10)."""
+        return self.test_logits.softmax(1).numpy()
+
+    def build_model(self) -> Network:
+        """Return a new model with the run's architecture and random weights."""
+        with torch.random.fork_rng(devices=[]):
+            return self.network(**self.metadata["arguments"])
+
+    @property
+    def parameters(self) -> int:
+        """Number of learned parameters."""
+        return count_parameters(self.build_model())
+
+    def figures(self) -> dict[str, Any]:
+        """Return everything measured on the run, as JSON can represent it."""
+        return {
+            "parameters": self.parameters,
+            "train_seconds": self.train_seconds,
+            "epoch_seconds": self.epoch_seconds,
+            "history": self.history,
+            "tested_at": self.tested_at,
+            "test_loss": self.test.loss,
+            "test_accuracy": self.test.accuracy,
+            "flip_averaged_accuracy": self.flip_averaged_accuracy,
+            "test_accuracy_by_class": self.test.accuracy_by_class,
+            "confusion_matrix": self.test.confusion_matrix,
+        }
+
+
+def score(trainer: Trainer, name: str) -> Run:
+    """Score a finished training on the test images, the only time they are used.
+
+    Args:
+        trainer: All its epochs are done.
+        name: Name of the model.
+    """
+    dataset, model = trainer.dataset, trainer.averaged
+    settings = dataset.mean, dataset.std, trainer.precision
+    validation_images = dataset.images[dataset.validation_indices]
+    test_logits = predict_logits(model, dataset.test_images, *settings)
+    test = evaluate(test_logits, dataset.test_labels)
+    flip_averaged = average_over_flip(model, dataset.test_images, *settings)
+    return Run(
+        name=name,
+        network=trainer.network,
+        identity=trainer.identity(),
+        weights={key: value.cpu() for key, value in model.state_dict().items()},
+        metadata=trainer.metadata() | {"test_accuracy": test.accuracy},
+        history=trainer.history,
+        epoch_seconds=trainer.epoch_seconds,
+        validation_logits=predict_logits(model, validation_images, *settings).cpu(),
+        test_logits=test_logits.cpu(),
+        test=test,
+        flip_averaged_accuracy=evaluate(flip_averaged, dataset.test_labels).accuracy,
+        tested_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def run_path(folder: Path, name: str, seed: int, suffix: str) -> Path:
+    """Return the path of one of a run's files; see save_run for the suffixes."""
+    return folder / f"{name}-seed{seed}{suffix}"
+
+
+def save_weights(path: Path, run: Run) -> None:
+    """Write a run's weights as a checkpoint; see checkpoint.load_weights.
+
+    Raises:
+        RunError: If the file cannot be written.
+    """
+    save_tensors(path, run.weights, run.metadata)
+
+
+def save_run(folder: Path, run: Run) -> None:
+    """Write the files of a run: weights, predictions, and figures.
+
+    The figures in NAME-seedN.json are written last, so a run with this file is complete.
+
+    Raises:
+        RunError: If a file cannot be written.
+    """
+    save_weights(run_path(folder, run.name, run.seed, SUFFIX), run)
+    logits = {"validation_logits": run.validation_logits, "test_logits": run.test_logits}
+    save_tensors(run_path(folder, run.name, run.seed, f".logits{SUFFIX}"), logits, {})
+    figures = {"identity": run.identity, **run.figures()}
+    write_json(run_path(folder, run.name, run.seed, ".json"), figures)
+
+
+def find_run(folder: Path, name: str, trainer: Trainer) -> Run | None:
+    """Return the saved run that a trainer would repeat, or None if there is none.
+
+    Args:
+        folder: Where runs are saved.
+        name: Name of the model.
+        trainer: Has the settings and the dataset of the run.
+
+    Raises:
+        UsageError: If the saved run has other settings or is damaged.
+        RunError: If it cannot be read.
+    """
+    path = run_path(folder, name, trainer.seed, ".json")
+    if not path.exists():
+        return None
+    identity = trainer.identity()
+    try:
+        figures = json.loads(path.read_bytes())
+        saved = figures["identity"]
+        keys = identity | saved  # subclasses of Trainer add settings
+        different = next((key for key in keys if saved.get(key) != identity.get(key)), None)
+        if different is None:
+            weights, metadata = load_tensors(path.with_suffix(SUFFIX))
+            logits, _ = load_tensors(path.with_suffix(f".logits{SUFFIX}"))
+            test_logits = logits["test_logits"]
+            # Rejects weights and metadata that do not fit the model.
+            with torch.device("meta"):
+                trainer.network(**metadata["arguments"]).load_state_dict(weights, assign=True)
+            return Run(
+                name=name,
+                network=trainer.network,
+                identity=saved,
+                weights=weights,
+                metadata=metadata,
+                history=figures["history"],
+                epoch_seconds=figures["epoch_seconds"],
+                validation_logits=logits["validation_logits"],
+                test_logits=test_logits,
+                test=evaluate(test_logits, trainer.dataset.test_labels.cpu()),
+                flip_averaged_accuracy=figures["flip_averaged_accuracy"],
+                tested_at=figures["tested_at"],
+            )
+    except CONTENT_ERRORS as error:
+        raise UsageError(f"{path} is damaged; remove it to train this run again") from error
+    raise UsageError(
+        f"{path} is a run with {different} {saved.get(different)}, this series has "
+        f"{identity.get(different)}; runs with different settings or data are not mixed"
+    )
+
+
+@contextlib.contextmanager
+def _exchange() -> Iterator[None]:
+    """Explain that another process has ended, which torch reports as a broken connection."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(
+            "another process of this job has ended; its own message says why. Finished runs are "
+            "saved: the same command does only the others"
+        ) from error
+
+
+class Workers:
+    """The processes that torchrun started, or this one alone.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        local_rank, local_size: The same, among the processes of this machine.
+        device: What this process trains on; with several GPUs its own one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank, self.local_rank = (int(os.environ.get(key, 0)) for key in ("RANK", "LOCAL_RANK"))
+        self.size, self.local_size = (
+            int(os.environ.get(key, 1)) for key in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        )
+        self.device = device
+        if device.type == "cuda" and self.size > 1:
+            self.device = torch.device("cuda", self.local_rank)
+            torch.cuda.set_device(self.device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process downloads, prints and draws."""
+        return self.rank == 0
+
+    def __enter__(self) -> Self:
+        """Divide the cores among the processes of this machine, and connect to the others.
+
+        A single process keeps the number of threads that torch or OMP_NUM_THREADS chose.
+        """
+        if self.size == 1:
+            return self
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, (cores or 1) // self.local_size))
+        # Python objects are exchanged on the CPU; NCCL serves the GPUs themselves.
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=JOIN_TIMEOUT)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Disconnect from the other processes."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def share(self, make: Callable[[], Shared]) -> Shared:
+        """Call a function in the first process and return its result in all of them."""
+        if self.size == 1:
+            return make()
+        made: list[Any] = [make() if self.first else None]
+        with _exchange():
+            dist.broadcast_object_list(made, src=0)
+        return made[0]
+
+    def select(self, jobs: list[Job], done: Iterable[Job]) -> list[Job]:
+        """Return this process's share of the jobs that no process has done."""
+        finished = set(done)
+        if self.size > 1:
+            everywhere: list[Any] = [None] * self.size
+            with _exchange():
+                dist.all_gather_object(everywhere, finished)
+            finished = set().union(*everywhere)
+        return [job for job in jobs if job not in finished][self.rank :: self.size]
+
+    def gather(self, runs: dict[Job, Run]) -> dict[Job, Run]:
+        """Return the runs of all processes in the first one, and no runs in the others."""
+        if self.size == 1:
+            return runs
+        everywhere: list[Any] | None = [None] * self.size if self.first else None
+        with _exchange():
+            dist.gather_object(runs, everywhere, dst=0)
+        return {job: run for part in everywhere or [] for job, run in part.items()}
