@@ -11,7 +11,7 @@ import contextlib
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,32 @@ from fashion.environment import (
     describe_device,
     use_deterministic_algorithms,
 )
-from fashion.files import RunError, UsageError, lock_folder, prepare_folder, write_json
+from fashion.files import (
+    RunError,
+    UsageError,
+    lock_folder,
+    prepare_folder,
+    replace_files,
+    write_json,
+)
 from fashion.layers import count_parameters, summarize_layers
 from fashion.recipe import Recipe
-from fashion.runs import Job, Run, Workers, find_run, save_run, save_weights, score
-from fashion.training import DivergenceError, Trainer
+from fashion.runs import Job, Run, Workers, find_run, run_path, save_run, save_weights, score
+from fashion.training import DivergenceError, Trainer, describe_unfinished
 from models import MODELS, STYLES
 
 MAX_EPOCH_ROWS = 250  # of the printed table; longer runs print every n-th epoch
+# What kernel_vis.py and predict.py draw of the models, which new models make obsolete.
+PICTURES_OF_MODELS = (
+    "kernel_grid.png",
+    "image_transform_grid.png",
+    "feature_progression.png",
+    "top_activations.png",
+    "saliency.png",
+    "embedding.png",
+    "training.gif",
+    "prediction.png",
+)
 RECORDED_MODEL = "cnn"  # the model whose first-layer kernels --record saves
 
 
@@ -49,7 +67,8 @@ def main(arguments: argparse.Namespace) -> None:
         device = choose_device(arguments.device)
     precision = choose_precision(arguments.precision, device)
     if arguments.deterministic:
-        use_deterministic_algorithms()
+        with cli.advise("use --device cpu", UsageError):
+            use_deterministic_algorithms(device)
 
     with contextlib.ExitStack() as stack:
         workers = stack.enter_context(Workers(device))
@@ -63,6 +82,8 @@ def main(arguments: argparse.Namespace) -> None:
             prepare_folder(arguments.out)
             if workers.first:
                 stack.enter_context(lock_folder(arguments.out))
+        jobs = [(name, seed) for name in arguments.models for seed in choose_seeds(arguments)]
+        check_previous_results(arguments, [resume_path(arguments, *job) for job in jobs])
         dataset = workers.share(lambda: cli.load_data(arguments)).to(workers.device)
         report.print_dataset(dataset)
         runs = train_models(arguments, recipes, dataset, precision, workers)
@@ -73,6 +94,36 @@ def main(arguments: argparse.Namespace) -> None:
         }
         if workers.first:
             write_results(arguments, dataset, runs, settings)
+
+
+def choose_seeds(arguments: argparse.Namespace) -> range:
+    """Return the seeds with which each model is trained."""
+    return range(arguments.seed, arguments.seed + arguments.runs)
+
+
+def resume_path(arguments: argparse.Namespace, name: str, seed: int) -> Path:
+    """Return where the state of an unfinished training is saved."""
+    if arguments.runs > 1:
+        return run_path(arguments.out / "runs", name, seed, ".resume.pt")
+    return arguments.out / f"{name}.resume.pt"
+
+
+def check_previous_results(arguments: argparse.Namespace, paths: Iterable[Path]) -> None:
+    """Refuse to overwrite an unfinished training, and print which results will be replaced.
+
+    Args:
+        arguments: The command line.
+        paths: Where the trainings of this command save their state.
+    """
+    if not (arguments.resume or arguments.overwrite):
+        for path in paths:
+            if unfinished := describe_unfinished(path):
+                raise UsageError(
+                    f"{path} holds {unfinished}; continue it with --resume, discard it with "
+                    "--overwrite, or choose another folder with --out"
+                )
+    if previous := report.describe_results(arguments.out):
+        print(f"The results in {arguments.out} ({previous}) will be replaced at the end.")
 
 
 def train_models(
@@ -93,11 +144,10 @@ def train_models(
     series = arguments.runs > 1
     folder = arguments.out / "runs" if series else arguments.out
     prepare_folder(folder)
-    seeds = range(arguments.seed, arguments.seed + arguments.runs)
     # The models are listed from fast to slow. Processes that share a series start with the slow
     # ones, so that short jobs fill the time at the end.
     order = reversed(arguments.models) if series else arguments.models
-    jobs = [(name, seed) for name in order for seed in seeds]
+    jobs = [(name, seed) for name in order for seed in choose_seeds(arguments)]
 
     def make_trainer(name: str, seed: int) -> Trainer:
         record = arguments.record and name == RECORDED_MODEL
@@ -118,21 +168,20 @@ def train_models(
         if series:
             print(f"\nRun {number} of {len(mine)}: {name.upper()}, seed {seed}")
         trainer = make_trainer(name, seed)
-        stem = f"{name}-seed{seed}" if series else name
-        resume_path = folder / f"{stem}.resume.pt"
-        train(trainer, name, resume_path, arguments)
+        state_path = resume_path(arguments, name, seed)
+        train(trainer, name, state_path, arguments)
         runs[name, seed] = score(trainer, name)
         if trainer.frames:
             save_recording(arguments.out / RECORDING_NAME, trainer.frames, trainer.steps_per_epoch)
         if series:
             save_run(folder, runs[name, seed])
-            resume_path.unlink(missing_ok=True)
+            state_path.unlink(missing_ok=True)
     if workers.size > 1:
         print("\nDone here; waiting for the other processes", flush=True)
     return workers.gather(runs)
 
 
-def train(trainer: Trainer, name: str, resume_path: Path, arguments: argparse.Namespace) -> None:
+def train(trainer: Trainer, name: str, state_path: Path, arguments: argparse.Namespace) -> None:
     """Train one model to the end, saving the state and printing a row after each epoch.
 
     Raises:
@@ -147,7 +196,7 @@ def train(trainer: Trainer, name: str, resume_path: Path, arguments: argparse.Na
         f"{describe_device(trainer.device)} in {str(trainer.precision).removeprefix('torch.')}"
     )
     if arguments.resume:
-        resume(trainer, resume_path)
+        resume(trainer, state_path)
     if trainer.finished:
         return
 
@@ -168,7 +217,7 @@ def train(trainer: Trainer, name: str, resume_path: Path, arguments: argparse.Na
                 if show_loss:
                     bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
             row = trainer.validate()  # on the averaged weights
-            trainer.save(resume_path)
+            trainer.save(state_path)
             saved = len(trainer.history)
             if row["epoch"] % rows_apart == 0 or trainer.finished:
                 report.print_epoch(trainer, resumed_at)
@@ -177,7 +226,7 @@ def train(trainer: Trainer, name: str, resume_path: Path, arguments: argparse.Na
             f"{error}; try a lower --lr, such as {recipe.learning_rate / 10:.1g}"
         ) from error
     except KeyboardInterrupt:
-        done = f"epochs 1 to {saved} are saved in {resume_path}" if saved else "no epoch is saved"
+        done = f"epochs 1 to {saved} are saved in {state_path}" if saved else "no epoch is saved"
         words = [word for word in arguments.command if word != "--resume"]
         command = shlex.join([*words, "--resume"])
         raise KeyboardInterrupt(
@@ -202,23 +251,26 @@ def write_results(
     settings: dict[str, Any],
 ) -> None:
     """Write models, numbers and pictures, and print the tables and the list of files."""
-    out = arguments.out
-    seeds = range(arguments.seed, arguments.seed + arguments.runs)
+    out, seeds = arguments.out, choose_seeds(arguments)
     by_model = {name: [runs[name, seed] for seed in seeds] for name in arguments.models}
     first = {name: finished[0] for name, finished in by_model.items()}
-    files = []
-    for name, run in first.items():
-        files.append(out / f"{name}{SUFFIX}")
-        save_weights(files[-1], run)
-    metrics = report.collect_metrics(dataset, first, settings)
-    files.append(write_json(out / "metrics.json", metrics))
-    files += report.write_figures(out, report.draw_runs(dataset, first, STYLES))
+    comparison = compare(by_model, dataset) if len(runs) > 1 else None
+    stale = {*report.result_files(MODELS), *PICTURES_OF_MODELS}
+    stale |= {f"{name}.resume.pt" for name in MODELS if name not in arguments.models}
+    if not arguments.record:
+        stale.add(RECORDING_NAME)
+    with replace_files(out, stale) as folder:
+        for name, run in first.items():
+            save_weights(folder / f"{name}{SUFFIX}", run)
+        metrics = report.collect_metrics(dataset, first, settings)
+        write_json(folder / report.METRICS_NAME, metrics)
+        report.write_figures(folder, report.draw_runs(dataset, first, STYLES))
+        if comparison:
+            report.write_comparison(folder, dataset, by_model, comparison, STYLES)
+        files = sorted(out / file.name for file in folder.iterdir())
     report.print_results(dataset, first)
-    if len(runs) > 1:
-        comparison = compare(by_model, dataset)
-        files += report.write_comparison(out, dataset, by_model, comparison, STYLES)
-        if arguments.runs > 1:
-            report.print_comparison(comparison)
+    if comparison and arguments.runs > 1:
+        report.print_comparison(comparison)
     if arguments.record:
         files.append(out / RECORDING_NAME)
     cli.print_files(files)

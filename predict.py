@@ -12,7 +12,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,50 +49,55 @@ def main(arguments: argparse.Namespace) -> None:
         models = load_models(arguments.checkpoints, MODELS)
     prepare_folder(arguments.out)
     reports: list[PictureReport] = []
-    skipped = 0
-    for name, source in find_pictures(arguments.pictures):
+    errors: list[Exception] = []
+    for argument in arguments.pictures:
         try:
-            reports.append(classify(name, source, models, explain=len(reports) < MAX_ROWS))
-        except UsageError as error:
-            logger.warning("skipped %s", error)
-            skipped += 1
+            for name, source in find_pictures(argument):
+                try:
+                    explain = len(reports) < MAX_ROWS
+                    reports.append(classify(name, source, models, explain))
+                except (UsageError, RunError) as error:
+                    errors.append(error)
+        except (UsageError, RunError) as error:
+            errors.append(error)
+    for reason in errors:
+        logger.warning("skipped %s", reason)
 
     if arguments.json:
         print(json.dumps([to_json(report) for report in reports], indent=2))
-    else:
-        print("\n".join(to_text(report) for report in reports))
+    for report in reports if not arguments.json else ():
+        print(to_text(report))
     if reports:
         path = arguments.out / "prediction.png"
         save_figure(draw(reports, models), path)
         if not arguments.json:
             cli.print_files([path])
-    if skipped:
-        raise UsageError(f"{skipped} of {skipped + len(reports)} pictures could not be used")
+    if errors:
+        kind = RunError if any(isinstance(error, RunError) for error in errors) else UsageError
+        raise kind(f"{len(errors)} of {len(errors) + len(reports)} pictures could not be used")
 
 
-def find_pictures(names: Sequence[str]) -> Iterator[tuple[str, Path | io.BytesIO]]:
-    """Yield the name and the source of each picture: files, files in folders, standard input.
+def find_pictures(name: str) -> list[tuple[str, Path | io.BytesIO]]:
+    """Return the names and sources of pictures: a file, those in a folder, or standard input.
 
     Raises:
         UsageError: If a folder holds no pictures, or standard input is too long.
         RunError: If a folder cannot be read.
     """
-    for name in names:
-        if name == STANDARD_INPUT:
-            content = sys.stdin.buffer.read(MAX_BYTES + 1)
-            if len(content) > MAX_BYTES:
-                raise UsageError(f"standard input is longer than {MAX_BYTES:,} bytes")
-            yield "standard input", io.BytesIO(content)
-        elif Path(name).is_dir():
-            try:
-                files = sorted(p for p in Path(name).iterdir() if p.suffix.lower() in SUFFIXES)
-            except OSError as error:
-                raise RunError(f"cannot read {name}: {error.strerror}") from error
-            if not files:
-                raise UsageError(f"{name} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-            yield from ((str(file), file) for file in files)
-        else:
-            yield name, Path(name)
+    if name == STANDARD_INPUT:
+        content = sys.stdin.buffer.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UsageError(f"standard input: longer than {MAX_BYTES:,} bytes")
+        return [("standard input", io.BytesIO(content))]
+    if not Path(name).is_dir():
+        return [(name, Path(name))]
+    try:
+        files = sorted(file for file in Path(name).iterdir() if file.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise RunError(f"cannot read {name}: {error.strerror}") from error
+    if not files:
+        raise UsageError(f"{name}: no pictures in this folder ({', '.join(sorted(SUFFIXES))})")
+    return [(str(file), file) for file in files]
 
 
 def classify(
@@ -104,7 +109,7 @@ def classify(
         name: Name of the picture.
         source: Path of the file, or a stream with its content.
         models: The models by name.
-        explain: Whether to compute saliency maps, which takes longer than everything else.
+        explain: Whether to keep the photo and compute saliency maps, for the figure.
 
     Raises:
         UsageError: If the picture cannot be used.
@@ -117,7 +122,8 @@ def classify(
     if explain:
         for key, values in probabilities.items():
             saliency[key] = occlusion(models[key], image, int(values.argmax()))
-    return PictureReport(name, photo, image, probabilities, saliency)
+    original = photo if explain else None  # hundreds of photos would fill the memory
+    return PictureReport(name, original, image, probabilities, saliency)
 
 
 def top_classes(probabilities: np.ndarray) -> list[tuple[str, float]]:

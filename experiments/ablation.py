@@ -8,6 +8,7 @@ are not used. Takes about a quarter of an hour on two CPU cores.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -18,10 +19,10 @@ import torch
 from torch import nn
 
 from experiments.timing import SEED, add_options, load_data, time_steps
-from fashion import cli
+from fashion import cli, training
 from fashion.comparison import compare_paired, summarize_values
 from fashion.data import Dataset
-from fashion.environment import choose_precision, collect_versions, describe_device, set_malloc
+from fashion.environment import choose_precision, collect_versions, describe_device
 from fashion.files import write_json
 from fashion.layers import ConvBlock, Dropout
 from fashion.muon import Muon
@@ -35,8 +36,6 @@ TIMING_ROUNDS = 3  # in which a step without the ingredient alternates with a co
 # The other optimizer, with the learning rate that is best on the validation images.
 ADAMW = {"optimizer": "adamw", "learning_rate": 4e-3}
 MUON = {"optimizer": "muon", "learning_rate": 0.03}
-# Defaults of glibc, see mallopt(3): a number of blocks, and bytes.
-MALLOC_MMAP_MAX, MALLOC_TRIM_THRESHOLD = 65_536, 128 * 1024
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ class Ingredient:
         settings: Settings of the recipe that leave it out.
         change: Changes a new trainer so that it does without the ingredient.
         learns: Whether it affects the accuracy; otherwise only the time of a step is measured.
+        own_process: Whether its steps are timed in processes of their own, which malloc needs: the
+            defaults of glibc adapt to the program and cannot be restored.
         models: Models whose training has it.
     """
 
@@ -55,6 +56,7 @@ class Ingredient:
     settings: dict[str, Any] = field(default_factory=dict)
     change: Callable[[Trainer], None] | None = None
     learns: bool = True
+    own_process: bool = False
     models: Sequence[str] = tuple(MODELS)
 
 
@@ -64,11 +66,6 @@ def use_float32(trainer: Trainer) -> None:
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, Muon):
             optimizer.precision = torch.float32
-
-
-def restore_malloc(_: Trainer) -> None:
-    """Restore malloc's defaults until the next trainer is made."""
-    set_malloc(MALLOC_MMAP_MAX, MALLOC_TRIM_THRESHOLD)
 
 
 def use_torch_dropout(trainer: Trainer) -> None:
@@ -107,7 +104,7 @@ INGREDIENTS = (
     Ingredient("averaged weights", {"ema_steps": 1}),
     Ingredient("bfloat16 (float32 instead)", change=use_float32, learns=False),
     Ingredient("dropout from bytes", change=use_torch_dropout, learns=False),
-    Ingredient("memory kept between steps", change=restore_malloc, learns=False),
+    Ingredient("memory kept between steps", learns=False, own_process=True),
     Ingredient("channels_last", change=use_contiguous, learns=False, models=("cnn",)),
     Ingredient("pooling first", change=pool_last, learns=False, models=("cnn",)),
 )
@@ -180,13 +177,25 @@ def validate(name: str, dataset: Dataset, without: Ingredient, seeds: Iterable[i
 
 def compare_steps(name: str, dataset: Dataset, without: Ingredient) -> float:
     """Return the time of a step without an ingredient relative to a complete step."""
+    time_one = time_in_own_process if without.own_process else time_step
     ratios = []
     for _ in range(TIMING_ROUNDS):
-        changed, complete = (
-            time_steps(make_trainer(name, dataset, each, SEED)) for each in (without, COMPLETE)
-        )
+        changed, complete = (time_one(name, dataset, each) for each in (without, COMPLETE))
         ratios.append(changed / complete)
     return statistics.median(ratios)
+
+
+def time_step(name: str, dataset: Dataset, without: Ingredient) -> float:
+    """Return the median time of a step without an ingredient, in seconds."""
+    if without.own_process:
+        training.set_malloc = lambda **_: None  # the process keeps the defaults of glibc
+    return time_steps(make_trainer(name, dataset, without, SEED))
+
+
+def time_in_own_process(name: str, dataset: Dataset, without: Ingredient) -> float:
+    """Return the same, measured in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(time_step, (name, dataset, without))
 
 
 def print_row(name: str, row: dict[str, Any]) -> None:

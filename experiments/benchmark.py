@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
 
@@ -62,7 +62,7 @@ class ClassicLoop:
     Args:
         network: Class of the model, which has the size that its recipe gives it.
         data_dir: Folder with FashionMNIST/raw.
-        dataset: The same data; provides the device and the pixel statistics.
+        dataset: The same data; provides the training images, the device and pixel statistics.
 
     Attributes:
         seconds: Time of each epoch so far.
@@ -74,6 +74,7 @@ class ClassicLoop:
             [transforms.ToTensor(), transforms.Normalize((dataset.mean,), (dataset.std,))]
         )
         train, test = (datasets.FashionMNIST(data_dir, part, transform) for part in (True, False))
+        train = Subset(train, dataset.train_indices.tolist())  # without the validation images
         self.image_count = len(train)
         self.train_loader = DataLoader(train, CLASSIC_BATCH_SIZE, shuffle=True)
         self.test_loader = DataLoader(test, CLASSIC_BATCH_SIZE)
@@ -179,7 +180,8 @@ def compare_loops(
     recipe, sprint_changes = network.recipe, NO_AUGMENTATION | SPRINTS.get(name, {})
     make_trainer = partial(Trainer, network, dataset, seed=SEED, precision=precision)
     classic = ClassicLoop(network, arguments.data_dir, dataset)
-    ours = make_trainer(recipe=recipe)
+    # The learning rate must not fall below zero if the classic loop runs longer than the recipe.
+    ours = make_trainer(recipe=replace(recipe, epochs=max(recipe.epochs, arguments.epochs)))
     speeds: list[tuple[float, float]] = []
     for _ in cli.progress_bar(range(arguments.epochs), name, unit="epoch"):
         speeds.append(
@@ -227,9 +229,7 @@ def evaluate_test(trainer: Trainer) -> tuple[float, float]:
     """Return the accuracy on the test images and the seconds that the evaluation took."""
     dataset = trainer.dataset
     start = time.perf_counter()
-    logits = predict_logits(
-        trainer.averaged, dataset.test_images, dataset.mean, dataset.std, trainer.precision
-    )
+    logits = predict_logits(trainer.averaged, dataset.test_images, dataset.mean, dataset.std)
     accuracy = evaluate(logits, dataset.test_labels).accuracy
     return accuracy, time.perf_counter() - start
 

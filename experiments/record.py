@@ -22,13 +22,14 @@ from torch import Tensor
 
 from fashion import cli, report
 from fashion.checkpoint import SUFFIX, Checkpoint, load_weights
+from fashion.data import TITLES
 from fashion.environment import choose_device, choose_precision
 from fashion.evaluation import predict_logits
 from fashion.files import UsageError, lock_folder, prepare_folder
 from fashion.recipe import Recipe
 from fashion.runs import Job, Run, find_run, run_path, save_run, score
 from fashion.training import Trainer
-from fashionmnist import train, write_results
+from fashionmnist import check_previous_results, choose_seeds, train, write_results
 from models import MODELS
 
 TEACHER_MODEL = "cnn"
@@ -76,7 +77,7 @@ class DistilledTrainer(Trainer):
         The teacher sees the images uint8 (N, 28, 28) as augmented; the labels are not used.
         """
         teacher = self.teacher
-        targets = predict_logits(teacher.model, images, teacher.mean, teacher.std, self.precision)
+        targets = predict_logits(teacher.model, images, teacher.mean, teacher.std)
         return F.cross_entropy(logits, targets.softmax(1))
 
     def identity(self) -> dict[str, Any]:
@@ -104,16 +105,23 @@ def main(arguments: argparse.Namespace) -> None:
         with cli.advise("choose another folder with --out"):
             prepare_folder(arguments.out / "runs")
             stack.enter_context(lock_folder(arguments.out))
+        folder = arguments.out / "runs"
+        seeds = choose_seeds(arguments)
+        jobs = [(name, seed) for name in arguments.models for seed in seeds]
+        paths = {job: run_path(folder, *job, ".resume.pt") for job in jobs}
+        check_previous_results(arguments, paths.values())
         dataset = cli.load_data(arguments).to(device)
         report.print_dataset(dataset)
+        if arguments.teacher and teacher.dataset != dataset.name:
+            raise UsageError(
+                f"the teacher {arguments.teacher} was trained on {TITLES[teacher.dataset]}, not on "
+                f"{dataset.title}"
+            )
 
         def make_trainer(name: str, seed: int) -> Trainer:
             recipe = cli.change_recipe(BEST_RECIPES[name], arguments)
             return trainer_type(MODELS[name], dataset, recipe, seed, precision)
 
-        folder = arguments.out / "runs"
-        seeds = range(arguments.seed, arguments.seed + arguments.runs)
-        jobs = [(name, seed) for name in arguments.models for seed in seeds]
         runs: dict[Job, Run] = {}
         with cli.advise("choose another folder with --out, or remove the old runs", UsageError):
             for name, seed in jobs:
@@ -123,11 +131,10 @@ def main(arguments: argparse.Namespace) -> None:
         for name, seed in jobs:
             if (name, seed) not in runs:
                 trainer = make_trainer(name, seed)
-                resume_path = run_path(folder, name, seed, ".resume.pt")
-                train(trainer, name, resume_path, arguments)
+                train(trainer, name, paths[name, seed], arguments)
                 runs[name, seed] = score(trainer, name)
                 save_run(folder, runs[name, seed])
-                resume_path.unlink(missing_ok=True)
+                paths[name, seed].unlink(missing_ok=True)
         settings = {
             "limit": arguments.limit,
             "precision": str(precision).removeprefix("torch."),

@@ -271,6 +271,11 @@ def add_run_options(parser: argparse._ActionsContainer, runs: int) -> None:
         action="store_true",
         help="continue an interrupted run with the same settings after its last finished epoch",
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="discard an interrupted run in the output folder instead of refusing to start",
+    )
 
 
 @contextlib.contextmanager

@@ -41,6 +41,7 @@ NETWORK_TIMEOUT = 20.0  # seconds
 MAX_ARCHIVE_BYTES = 30_000_000
 MIN_BYTES_PER_SECOND = 800
 CHUNK_BYTES = 1 << 16
+LOCK_NAME = ".download.lock"  # the folder can be the output folder of a run, with its own lock
 
 
 class NoSourceError(RunError):
@@ -124,7 +125,7 @@ def _refuse_plain_mnist(raw: Path) -> None:
 def _restore(raw: Path, mirror: str | None, timeout: float) -> None:
     """Extract the missing and damaged files, after downloading the archives that this takes."""
     prepare_folder(raw)
-    with lock_folder(raw.parent, wait=True):
+    with lock_folder(raw.parent, wait=True, name=LOCK_NAME):
         # Another process may have finished the work while we waited.
         damaged = _damaged_files(raw)
         _download_archives(raw, damaged, mirror, timeout)

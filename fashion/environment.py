@@ -1,10 +1,13 @@
 """What a training runs on: device, precision, memory allocator and package versions."""
 
 import ctypes
+import logging
 import os
 import platform
 import sys
 from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,6 +15,8 @@ import torch
 import torchvision
 
 from fashion.files import UsageError
+
+logger = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -61,11 +66,16 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
     return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
 
 
-def use_deterministic_algorithms() -> None:
+def use_deterministic_algorithms(device: torch.device) -> None:
     """Make a GPU reproduce results bit by bit, as a CPU always does.
 
     Call it before the first use of the GPU, when cuBLAS reads its setting.
+
+    Raises:
+        UsageError: If the device is MPS, which has no deterministic max-pooling.
     """
+    if device.type == "mps":
+        raise UsageError("the device mps cannot reproduce results: it has no such max-pooling")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
@@ -98,11 +108,54 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type.upper()} with {torch.get_num_threads()} threads"
 
 
+def describe_processor() -> str:
+    """Return the name of the processor, with the numbers that distinguish its generation."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
+    }
+    parts = [fields[key] for key in ("model name", "cpu family", "model") if key in fields]
+    return " / ".join(parts) or platform.machine()
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return what else than the settings determines every bit of a result."""
+    name = describe_processor() if device.type == "cpu" else describe_device(device)
+    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "processor": name}
+
+
+def warn_of_differences(path: Path, saved: Any, device: torch.device) -> None:
+    """Log a warning if a file was made in another environment.
+
+    Args:
+        path: The file.
+        saved: What describe_environment returned when it was made.
+        device: What this process trains on.
+    """
+    current = describe_environment(device)
+    saved = saved if isinstance(saved, dict) else {}
+    different = [key for key, value in current.items() if saved.get(key) != value]
+    if different:
+        then, now = (
+            ", ".join(f"{key} {values.get(key)}" for key in different)
+            for values in (saved, current)
+        )
+        logger.warning(
+            "%s was made with %s, this process has %s; results can differ in the last bits",
+            path,
+            then,
+            now,
+        )
+
+
 def collect_versions() -> dict[str, str]:
     """Return the versions of all packages that affect results."""
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
         "matplotlib": matplotlib.__version__,

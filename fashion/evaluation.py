@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fashion.data import CLASS_COUNT, normalize
-from fashion.environment import autocast
 
 # Small enough for the feature maps to fit into a processor's cache, which is twice as fast as
 # batches of 1,000.
@@ -18,9 +17,7 @@ CALIBRATION_BINS = 15  # of equal width, as in Guo et al., arXiv:1706.04599
 
 
 @torch.inference_mode()
-def predict_logits(
-    model: nn.Module, images: Tensor, mean: float, std: float, precision: torch.dtype
-) -> Tensor:
+def predict_logits(model: nn.Module, images: Tensor, mean: float, std: float) -> Tensor:
     """Return a model's logits (N, 10), float32, for images uint8 (N, 28, 28).
 
     The model is in evaluation mode meanwhile and returns to its previous mode.
@@ -30,29 +27,23 @@ def predict_logits(
         images: On the device of the model.
         mean: Mean pixel that the model was trained with.
         std: Standard deviation of the pixels.
-        precision: Data type of the matrix products.
     """
     training = model.training
     model.eval()
-    with autocast(images.device, precision):
-        logits = [
-            model(normalize(batch, mean, std)).float()
-            for batch in images.split(EVALUATION_BATCH_SIZE)
-        ]
+    logits = [
+        model(normalize(batch, mean, std)).float() for batch in images.split(EVALUATION_BATCH_SIZE)
+    ]
     model.train(training)
     return torch.cat(logits)
 
 
-def average_over_flip(
-    model: nn.Module, images: Tensor, mean: float, std: float, precision: torch.dtype
-) -> Tensor:
+def average_over_flip(model: nn.Module, images: Tensor, mean: float, std: float) -> Tensor:
     """Return logits (N, 10) of the mean probabilities of each image and its mirror image.
 
     The arguments are those of predict_logits.
     """
     views = [
-        predict_logits(model, view, mean, std, precision).log_softmax(1)
-        for view in (images, images.flip(2))
+        predict_logits(model, view, mean, std).log_softmax(1) for view in (images, images.flip(2))
     ]
     # Softmax ignores the factor 1/2 of the mean.
     return torch.logaddexp(*views)
@@ -65,13 +56,13 @@ class Evaluation:
     Attributes:
         loss: Mean cross-entropy in nats.
         accuracy: Fraction of correct predictions.
-        accuracy_by_class: The same for each true class; NaN for a class without images.
+        accuracy_by_class: The same for each true class; None for a class without images.
         confusion_matrix: Numbers of images; rows are true classes, columns predicted classes.
     """
 
     loss: float
     accuracy: float
-    accuracy_by_class: list[float]
+    accuracy_by_class: list[float | None]
     confusion_matrix: list[list[int]]
 
 
@@ -83,7 +74,10 @@ def evaluate(logits: Tensor, labels: Tensor) -> Evaluation:
     return Evaluation(
         loss=F.cross_entropy(logits, labels).item(),
         accuracy=(correct.sum() / confusion.sum()).item(),
-        accuracy_by_class=(correct / confusion.sum(1)).tolist(),
+        accuracy_by_class=[
+            hits / count if count else None
+            for hits, count in zip(correct.tolist(), confusion.sum(1).tolist(), strict=True)
+        ],
         confusion_matrix=confusion.tolist(),
     )
 

@@ -184,7 +184,7 @@ def class_probabilities(checkpoint: Checkpoint, images: np.ndarray) -> np.ndarra
 
 def _predict(checkpoint: Checkpoint, images: Tensor) -> Tensor:
     """Return the logits (N, 10) of images, uint8 (N, 28, 28)."""
-    return predict_logits(checkpoint.model, images, checkpoint.mean, checkpoint.std, torch.float32)
+    return predict_logits(checkpoint.model, images, checkpoint.mean, checkpoint.std)
 
 
 # Units

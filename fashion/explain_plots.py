@@ -435,14 +435,14 @@ class PictureReport:
 
     Attributes:
         name: File name.
-        original: The picture in RGB, of any size.
+        original: The picture in RGB, of any size; None if it is not drawn.
         seen: The input of the models, uint8 (28, 28).
         probabilities: Class probabilities (10,) by model.
         saliency: Saliency map (28, 28) of the predicted class by model, see explain.occlusion.
     """
 
     name: str
-    original: Image.Image
+    original: Image.Image | None
     seen: np.ndarray
     probabilities: dict[str, np.ndarray]
     saliency: dict[str, np.ndarray]
@@ -461,7 +461,8 @@ def draw_reports(
     panels = figure.subplots(len(reports), len(widths), squeeze=False, width_ratios=widths)
     limit = np.abs([report.saliency[name] for report in reports for name in names]).max() or 1
     for row, report in zip(panels, reports, strict=True):
-        _draw_image(row[0], report.original, shorten(report.name))
+        if report.original:
+            _draw_image(row[0], report.original, shorten(report.name))
         _draw_image(row[1], report.seen, "input of the models")
         _draw_probabilities(row[2], {styles[name]: report.probabilities[name] for name in names})
         # Above the panel, where no bar reaches.
@@ -479,4 +480,5 @@ def draw_reports(
 def shorten(name: str) -> str:
     """Return a file name without its folder, shortened to the width of a panel."""
     name = name.replace("\\", "/").rsplit("/", 1)[-1]
+    name = name.encode(errors="backslashreplace").decode()  # names may contain bytes without text
     return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 8]}…{name[-7:]}"

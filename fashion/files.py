@@ -4,8 +4,9 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,12 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
-    """Write a JSON file atomically and return its path; see write_file."""
-    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
+    """Write a JSON file atomically and return its path; see write_file.
+
+    Raises:
+        ValueError: If a number is not finite, which JSON cannot represent.
+    """
+    write_file(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
     return path
 
 
@@ -70,7 +75,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
+def lock_folder(folder: Path, wait: bool = False, name: str = LOCK_NAME) -> Iterator[None]:
     """Lock an existing folder for this process and remove files that killed processes left.
 
     The operating system releases the lock when the process ends, however it ends.
@@ -79,12 +84,13 @@ def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
         folder: The folder to lock.
         wait: Whether to wait for a process that holds the lock, with one warning in the log,
             instead of raising.
+        name: Name of the lock file. Locks with different names do not exclude each other.
 
     Raises:
         UsageError: If another process holds the lock and wait is False.
         RunError: If the lock file cannot be created.
     """
-    lock = FileLock(folder / LOCK_NAME)
+    lock = FileLock(folder / name)
     busy = f"{folder} is in use by another process"
     try:
         try:
@@ -103,7 +109,40 @@ def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
+@contextlib.contextmanager
+def replace_files(folder: Path, stale: Iterable[str]) -> Iterator[Path]:
+    """Yield a temporary folder whose files move to a folder when the block ends without an error.
+
+    They replace files with the same name, so readers see either all old files or all new ones, but
+    for the moment in which they move.
+
+    Args:
+        folder: The folder, which this process has locked.
+        stale: Names of files to remove from it unless they are replaced.
+
+    Raises:
+        RunError: If a file cannot be written or moved.
+    """
+    staging = folder / f".new.{os.getpid()}.part"
+    try:
+        staging.mkdir()
+        yield staging
+        for name in set(stale) - {file.name for file in staging.iterdir()}:
+            (folder / name).unlink(missing_ok=True)
+        for file in staging.iterdir():
+            os.replace(file, folder / file.name)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
+    except RunError as error:
+        raise RunError(str(error).replace(str(staging), str(folder))) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def _remove_part_files(folder: Path) -> None:
-    """Remove the temporary files that write_file left in a folder and its subfolders."""
+    """Remove the temporary files and folders that killed processes left."""
     for part in folder.rglob(".*.part"):
-        part.unlink(missing_ok=True)
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)

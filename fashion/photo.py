@@ -18,7 +18,11 @@ from fashion.files import RunError, UsageError
 
 Colour = tuple[int, int, int]  # red, green, blue, from 0 to 255
 
+# Formats that are read, by Pillow's names. Others are left out because their readers start other
+# programs (EPS) or are rarely tested.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MAX_PIXELS = 50_000_000  # larger images could fill the memory
+WORKING_SIZE = 1024  # pixels; larger photos are reduced first, which bounds memory and time
 # From the paper: colours within 5 % of the largest possible distance from a corner's colour.
 BACKGROUND_TOLERANCE = 0.05
 # Share of other pixels (dust, noise) that a row or column of background may hold.
@@ -27,7 +31,7 @@ SHARPEN_RADIUS = 1.0  # pixels, from the paper
 # The paper gives no strength. With this one, enlarged validation images are classified best.
 SHARPEN_PERCENT = 60
 SHARPEN_THRESHOLD = 4  # grey levels; weaker differences are texture or noise, not outlines
-LIGHT = 127.5  # grey level above which a background counts as light
+LIGHT = 127.5  # grey level above which the visible parts of an image count as light
 
 
 def read_photo(source: Path | BinaryIO, name: str) -> Image.Image:
@@ -48,20 +52,44 @@ def read_photo(source: Path | BinaryIO, name: str) -> Image.Image:
     limit = f"at most {MAX_PIXELS:,} are supported"
     try:
         # Pillow warns about details it corrects, and about sizes that are rejected here anyway.
-        with warnings.catch_warnings(action="ignore"), Image.open(source) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(source, "r", FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UsageError(
                     f"{name}: too many pixels ({image.width} × {image.height}), {limit}"
                 )
-            return _to_rgb(ImageOps.exif_transpose(image))
+            # A JPEG can be decoded at a fraction of its size; other formats ignore this.
+            image.draft(None, (WORKING_SIZE, WORKING_SIZE))
+            return _to_rgb(_upright(_reduce(image)))
+    except UsageError:
+        raise
     except PermissionError as error:
         raise RunError(f"cannot read {name}: {error.strerror}") from error
     except Image.DecompressionBombError as error:
         raise UsageError(f"{name}: too many pixels, {limit}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        # Pillow's own messages are about details of the file format.
+    # Pillow documents no errors for damaged files, and its messages are about format details.
+    except Exception as error:
         kind = "not an image" if isinstance(error, UnidentifiedImageError) else "damaged"
-        raise UsageError(f"{name}: the file is {kind}, or in a format unknown to Pillow") from error
+        formats = ", ".join(FORMATS)
+        raise UsageError(f"{name}: the file is {kind}, or not one of {formats}") from error
+
+
+def _reduce(image: Image.Image) -> Image.Image:
+    """Return the image with at most WORKING_SIZE pixels per edge."""
+    # The pixels of palettes and of 16 bits cannot be averaged.
+    if image.mode in ("1", "P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    elif image.mode.startswith("I;"):
+        image = image.convert("I")
+    image.thumbnail((WORKING_SIZE, WORKING_SIZE))
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Rotate the image as its EXIF data says; damaged EXIF data are ignored."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's parser documents no errors
+        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -142,13 +170,14 @@ def centre(image: Image.Image, background: Colour) -> Image.Image:
 
 
 def to_grey(image: Image.Image, background: Colour) -> np.ndarray:
-    """Convert to grey, invert if the background is light, and make the background black.
+    """Convert to grey, make the background black and the garment lighter than it.
 
-    Shop photos have a white background, so the authors always invert.
+    The authors always invert, because shop photos have a white background. Here, garments that are
+    darker than their background are inverted.
     """
     grey = np.asarray(image.convert("L"), dtype=float)
-    level = np.asarray(Image.new("RGB", (1, 1), background).convert("L"), dtype=float)
-    if level > LIGHT:
+    level = float(np.asarray(Image.new("RGB", (1, 1), background).convert("L")).item())
+    if (grey - level).sum() < 0:
         grey, level = 255 - grey, 255 - level
-    stretched = (grey - level) * 255 / (255 - level)
+    stretched = (grey - level) * 255 / max(255 - level, 1)
     return stretched.clip(0, 255).round().astype(np.uint8)

@@ -46,6 +46,7 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.w_pad": 0.06,
     "figure.constrained_layout.h_pad": 0.06,
     "savefig.dpi": 130,
+    "text.parse_math": False,  # names of files may contain dollar signs
 }
 GRID_ROWS = GRID_COLUMNS = 5  # of the figures of predictions
 SUSPECT_ROWS, SUSPECT_COLUMNS = 5, 8
@@ -146,17 +147,12 @@ def draw_learning_curves(history: History, style: Style, dataset: str) -> Figure
             final = f"{values[-1]:.3f}" if measure == "loss" else f"{values[-1]:.1%}"
             label = f"{name}, final {final}"
             axes.plot(epochs, values, line, color=colour, marker=marker, lw=2, label=label)
-        # The first epochs are so far off that they would flatten all later ones.
-        later = history[len(history) // 10 :]
-        shown = [entry[f"{part}_{measure}"] for entry in later for part, *_ in parts]
-        margin = 0.05 * (max(shown) - min(shown) or 1)
-        axes.set_ylim(min(shown) - margin, max(shown) + margin)
         axes.set(title=measure.capitalize(), xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend()
     figure.supxlabel(
-        "Training values are measured with dropout, augmentation and label smoothing, so they can "
-        "be worse than validation values.",
+        "Training values are those of the loss that is minimized, with dropout and augmentation; "
+        "they can be worse than validation values.",
         fontsize=9,
         color=GREY,
     )

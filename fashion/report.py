@@ -1,7 +1,8 @@
 """Results for people and programs: console tables, metrics.json, comparison.json and pictures."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fashion import plots
+from fashion.checkpoint import SUFFIX
 from fashion.comparison import find_suspects, suspects_csv
 from fashion.data import CLASS_NAMES, SYNTHETIC, Dataset
 from fashion.environment import collect_versions, describe_device
@@ -17,6 +19,35 @@ from fashion.files import write_file, write_json
 from fashion.plots import Style
 from fashion.runs import Run
 from fashion.training import Trainer
+
+METRICS_NAME = "metrics.json"
+
+# Endings of the files that belong to one model, and the files that compare models.
+MODEL_ENDINGS = (SUFFIX, "_loss.png", "_correct.png", "_incorrect.png", "_confusion.png")
+COMPARISON_FILES = (
+    "comparison.json",
+    "comparison.png",
+    "learning_curves.png",
+    "calibration.png",
+    "suspect_labels.png",
+    "suspect_labels.csv",
+)
+
+
+def result_files(names: Iterable[str]) -> list[str]:
+    """Return the names of all files that results of these models can consist of."""
+    of_models = [f"{name}{ending}" for name in names for ending in MODEL_ENDINGS]
+    return [*of_models, METRICS_NAME, *COMPARISON_FILES]
+
+
+def describe_results(folder: Path) -> str | None:
+    """Return which results a folder holds, or None if there are none or they cannot be read."""
+    try:
+        metrics = json.loads((folder / METRICS_NAME).read_bytes())
+        epochs = (f"{name} {len(run['history'])}" for name, run in metrics["models"].items())
+        return f"seed {metrics['seed']}, epochs: {', '.join(epochs)}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def format_duration(seconds: float) -> str:
@@ -193,15 +224,14 @@ def draw_runs(
     return figures
 
 
-def write_figures(out: Path, figures: Mapping[str, Figure]) -> list[Path]:
-    """Write figures into a folder under their names and return the files.
+def write_figures(out: Path, figures: Mapping[str, Figure]) -> None:
+    """Write figures into a folder under their names.
 
     Raises:
         RunError: If one cannot be written.
     """
     for name, figure in figures.items():
         plots.save_figure(figure, out / name)
-    return [out / name for name in figures]
 
 
 def write_comparison(
@@ -210,8 +240,8 @@ def write_comparison(
     runs: Mapping[str, Sequence[Run]],
     comparison: dict[str, Any],
     styles: Mapping[str, Style],
-) -> list[Path]:
-    """Write the comparison of models, and of seeds if there are several; return the files.
+) -> None:
+    """Write the comparison of models, and of seeds if there are several.
 
     Args:
         out: Folder to write to.
@@ -225,7 +255,8 @@ def write_comparison(
     """
     figures = {"comparison.png": plots.draw_comparison(comparison, styles)}
     if len(comparison["seeds"]) == 1:
-        return write_figures(out, figures)
+        write_figures(out, figures)
+        return
     labels = dataset.test_labels.cpu().numpy()
     histories = {name: [run.history for run in finished] for name, finished in runs.items()}
     pooled = {
@@ -240,6 +271,6 @@ def write_comparison(
         "calibration.png": plots.draw_calibration(pooled, comparison, styles),
         "suspect_labels.png": plots.draw_suspects(suspects, dataset),
     }
-    files = [write_json(out / "comparison.json", comparison), out / "suspect_labels.csv"]
-    write_file(files[-1], suspects_csv(suspects).encode())
-    return files + write_figures(out, figures)
+    write_json(out / "comparison.json", comparison)
+    write_file(out / "suspect_labels.csv", suspects_csv(suspects).encode())
+    write_figures(out, figures)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fashion.checkpoint import CONTENT_ERRORS, SUFFIX, load_tensors, save_tensors
+from fashion.environment import warn_of_differences
 from fashion.evaluation import Evaluation, average_over_flip, evaluate, predict_logits
 from fashion.files import RunError, UsageError, write_json
 from fashion.layers import Network, count_parameters
@@ -89,6 +90,8 @@ class Run:
             "epoch_seconds": self.epoch_seconds,
             "history": self.history,
             "tested_at": self.tested_at,
+            "versions": self.metadata["versions"],
+            "environment": self.metadata["environment"],
             "test_loss": self.test.loss,
             "test_accuracy": self.test.accuracy,
             "flip_averaged_accuracy": self.flip_averaged_accuracy,
@@ -105,7 +108,7 @@ def score(trainer: Trainer, name: str) -> Run:
         name: Name of the model.
     """
     dataset, model = trainer.dataset, trainer.averaged
-    settings = dataset.mean, dataset.std, trainer.precision
+    settings = dataset.mean, dataset.std
     validation_images = dataset.images[dataset.validation_indices]
     test_logits = predict_logits(model, dataset.test_images, *settings)
     test = evaluate(test_logits, dataset.test_labels)
@@ -183,6 +186,7 @@ def find_run(folder: Path, name: str, trainer: Trainer) -> Run | None:
             # Rejects weights and metadata that do not fit the model.
             with torch.device("meta"):
                 trainer.network(**metadata["arguments"]).load_state_dict(weights, assign=True)
+            warn_of_differences(path, metadata["environment"], trainer.device)
             return Run(
                 name=name,
                 network=trainer.network,
@@ -234,6 +238,11 @@ class Workers:
         )
         self.device = device
         if device.type == "cuda" and self.size > 1:
+            if self.local_size > torch.cuda.device_count():
+                raise UsageError(
+                    f"{self.local_size} processes on this machine need as many GPUs, and it has "
+                    f"{torch.cuda.device_count()}"
+                )
             self.device = torch.device("cuda", self.local_rank)
             torch.cuda.set_device(self.device)
 

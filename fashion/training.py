@@ -22,7 +22,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fashion.checkpoint import load_state, save_state
 from fashion.data import CLASS_NAMES, Dataset, augment, cut_out, normalize, pad
-from fashion.environment import autocast, collect_versions, set_malloc
+from fashion.environment import (
+    autocast,
+    collect_versions,
+    describe_environment,
+    set_malloc,
+    warn_of_differences,
+)
 from fashion.evaluation import evaluate, predict_logits
 from fashion.files import RunError, UsageError
 from fashion.layers import Network, conv_blocks
@@ -53,6 +59,19 @@ def learning_rate_factor(total_steps: int, warmup: float, step: int) -> float:
     if step < rising:
         return (step + 1) / (rising + 1)
     return (total_steps - step) / (total_steps - rising)
+
+
+def average_decay(window: int, step: int) -> float:
+    """Return the decay of the moving average of the weights at a step, counted from 1.
+
+    The decay rises with the steps, as in TensorFlow's ExponentialMovingAverage, so that the average
+    of a short training does not consist of initial weights.
+
+    Args:
+        window: Number of steps that the average covers later, at least 1.
+        step: Number of steps done.
+    """
+    return min(1 - 1 / window, (1 + step) / (10 + step))
 
 
 def recorded_steps(total_steps: int) -> set[int]:
@@ -140,8 +159,7 @@ class Trainer:
         self.model = network(**recipe.model)
         self.model.to(self.device).to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model)
-        window = max(1, min(recipe.ema_steps, self.total_steps // 10))
-        self._update_average = get_ema_multi_avg_fn(1 - 1 / window)
+        self._window = max(1, min(recipe.ema_steps, self.total_steps // 10))
         self.optimizers = make_optimizers(self.model, recipe, precision)
         factor = partial(learning_rate_factor, self.total_steps, recipe.warmup)
         self.schedules = [LambdaLR(optimizer, factor) for optimizer in self.optimizers]
@@ -165,6 +183,11 @@ class Trainer:
     def train_seconds(self) -> float:
         """Wall-clock time of the finished epochs, validation included."""
         return sum(self.epoch_seconds)
+
+    @property
+    def _steps_done(self) -> int:
+        """Number of steps since the start of the training."""
+        return self.schedules[0].last_epoch
 
     def _start_epoch(self) -> None:
         """Reset what is collected over an epoch."""
@@ -210,7 +233,8 @@ class Trainer:
             schedule.step()
         # The state_dict shares the model's memory, so this updates the average in place.
         averaged, current = _floating_tensors(self.averaged), _floating_tensors(self.model)
-        self._update_average(averaged, current, None)
+        update = get_ema_multi_avg_fn(average_decay(self._window, self._steps_done))
+        update(averaged, current, None)
         self._losses.append(loss.detach())
         self._correct += (logits.argmax(1) == labels).sum()
         self._record_kernels()
@@ -233,15 +257,20 @@ class Trainer:
             learning_rate of the last step. Accuracies are fractions.
 
         Raises:
-            DivergenceError: If the loss of a step was not finite.
+            DivergenceError: If the loss of a step, or of the validation images, is not finite.
         """
         losses = torch.stack(self._losses)
         self._check_finite(losses)
         dataset, chosen = self.dataset, self.dataset.validation_indices
-        logits = predict_logits(
-            self.averaged, dataset.images[chosen], dataset.mean, dataset.std, self.precision
+        images, labels = dataset.images[chosen], dataset.labels[chosen]
+        validation = evaluate(
+            predict_logits(self.averaged, images, dataset.mean, dataset.std), labels
         )
-        validation = evaluate(logits, dataset.labels[chosen])
+        if not math.isfinite(validation.loss):
+            raise DivergenceError(
+                f"the validation loss of the {self.network.__name__} became {validation.loss} in "
+                f"epoch {len(self.history) + 1}, {self._describe_learning_rate()}"
+            )
         row = {
             "epoch": len(self.history) + 1,
             "train_loss": losses.mean().item(),
@@ -267,13 +296,17 @@ class Trainer:
             step = int(broken[0])
             raise DivergenceError(
                 f"the loss of the {self.network.__name__} became {losses[step].item()} in epoch "
-                f"{len(self.history) + 1}, step {step + 1} of {self.steps_per_epoch}, with a peak "
-                f"learning rate of {self.recipe.learning_rate:g}"
+                f"{len(self.history) + 1}, step {step + 1} of {self.steps_per_epoch}, "
+                f"{self._describe_learning_rate()}"
             )
+
+    def _describe_learning_rate(self) -> str:
+        """Return the peak learning rate, in words for an error."""
+        return f"with a peak learning rate of {self.recipe.learning_rate:g}"
 
     def _record_kernels(self) -> None:
         """Record the kernels of the first convolution if they are wanted at this step."""
-        step = len(self.history) * self.steps_per_epoch + len(self._losses)
+        step = self._steps_done
         if step in self._recorded_steps:
             self.frames[step] = conv_blocks(self.averaged)[0].conv.weight.detach().cpu().clone()
 
@@ -305,6 +338,7 @@ class Trainer:
             "seed": self.seed,
             "recipe": asdict(self.recipe) | {"model": self.model.arguments},
             "versions": collect_versions(),
+            "environment": describe_environment(self.device),
             "validation_accuracy": self.history[-1]["validation_accuracy"]
             if self.history
             else None,
@@ -318,6 +352,7 @@ class Trainer:
         """
         state = {
             "identity": self.identity(),
+            "environment": describe_environment(self.device),
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -349,6 +384,7 @@ class Trainer:
                 raise UsageError(
                     f"{path} was trained with {setting} {saved.get(setting)}, this run has {value}"
                 )
+        warn_of_differences(path, state.get("environment"), self.device)
         if self._recorded_steps and not state.get("frames"):
             raise UsageError(f"{path} was trained without recording kernels")
         try:
@@ -364,6 +400,27 @@ class Trainer:
             self.frames = dict(state["frames"])
         except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(damaged) from error
+
+
+def describe_unfinished(path: Path) -> str | None:
+    """Return what a file to resume from holds, or None if its training is finished or lost.
+
+    Args:
+        path: Where Trainer.save writes.
+
+    Raises:
+        RunError: If the file cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        state = load_state(path)
+        identity, done = state["identity"], len(state["history"])
+        if done >= identity["epochs"]:
+            return None
+        return f"{done} of {identity['epochs']} epochs of a training with seed {identity['seed']}"
+    except (UsageError, KeyError, TypeError):
+        return None  # nothing can be resumed from a damaged file
 
 
 def _floating_tensors(model: nn.Module) -> list[Tensor]:

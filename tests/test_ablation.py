@@ -7,7 +7,7 @@ from torch import nn
 
 from experiments import ablation, timing
 from experiments.ablation import INGREDIENTS
-from fashion import cli
+from fashion import cli, training
 from fashion.data import FASHION_MNIST, load_dataset
 from fashion.evaluation import predict_logits
 from fashion.layers import Dropout
@@ -32,6 +32,8 @@ def test_table_has_a_row_for_each_ingredient(small_folder, tmp_path, monkeypatch
     monkeypatch.setattr(ablation, "EPOCHS", {"ffn": 1, "cnn": 1})
     monkeypatch.setattr(ablation, "TIMING_ROUNDS", 1)
     monkeypatch.setattr(ablation, "time_steps", lambda trainer: timing.time_steps(trainer, 1))
+    monkeypatch.setattr(ablation, "time_in_own_process", ablation.time_step)
+    monkeypatch.setattr(training, "set_malloc", training.set_malloc)  # restores it afterwards
     monkeypatch.setattr(timing, "WARM_UP_STEPS", 0)
     out = tmp_path / "out"
     assert run("--seeds", 2, "--data-dir", small_folder, "--out", out) == 0
@@ -54,7 +56,7 @@ def test_table_has_a_row_for_each_ingredient(small_folder, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("ingredient", INGREDIENTS, ids=lambda each: each.name)
 def test_ingredient_is_part_of_the_recipes_and_left_out(ingredient):
-    assert ingredient.settings or ingredient.change
+    assert ingredient.settings or ingredient.change or ingredient.own_process
     for name in ingredient.models:
         for setting, value in ingredient.settings.items():
             assert getattr(MODELS[name].recipe, setting) != value
@@ -80,7 +82,7 @@ def test_torch_dropout_replaces_ours(small_folder):
 
 def test_pooling_last_gives_the_same_logits(small_folder):
     trainer = make_trainer("cnn", small_folder)
-    arguments = trainer.dataset.images[:20], 0.3, 0.3, torch.float32
+    arguments = trainer.dataset.images[:20], 0.3, 0.3
     first = predict_logits(trainer.model, *arguments)
     ablation.pool_last(trainer)
     assert all(isinstance(block[-1], nn.MaxPool2d) for block in trainer.model.blocks)
@@ -98,3 +100,15 @@ def test_invalid_argument_is_rejected(capsys):
     assert run("--seeds", 0) == 2
     error = capsys.readouterr().err
     assert "--seeds" in error and "see python -m experiments.ablation --help" in error
+
+
+def test_steps_without_kept_memory_leave_malloc_alone(small_folder, monkeypatch):
+    calls = []
+    monkeypatch.setattr(training, "set_malloc", lambda **settings: calls.append(settings))
+    monkeypatch.setattr(ablation, "time_steps", lambda trainer: 1.0)
+    dataset = load_dataset(FASHION_MNIST, small_folder)
+    ingredient = next(each for each in INGREDIENTS if each.own_process)
+    ablation.time_step("ffn", dataset, ablation.COMPLETE)
+    assert len(calls) == 1
+    ablation.time_step("ffn", dataset, ingredient)
+    assert len(calls) == 1

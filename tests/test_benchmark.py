@@ -158,3 +158,31 @@ def test_invalid_argument_is_rejected(arguments, capsys):
     assert run(*arguments) == 2
     error = capsys.readouterr().err
     assert arguments[0] in error and "see python -m experiments.benchmark --help" in error
+
+
+def test_both_loops_train_on_the_same_images(small_folder):
+    dataset = load_dataset(FASHION_MNIST, small_folder)
+    classic = benchmark.ClassicLoop(MODELS["ffn"], small_folder, dataset)
+    assert classic.image_count == len(dataset.train_indices) == 220
+    labels = torch.tensor([label for _, label in classic.train_loader.dataset])
+    assert labels.equal(dataset.labels[dataset.train_indices])
+
+
+def test_more_epochs_than_the_recipe_has_keep_the_learning_rate_positive(small_folder, monkeypatch):
+    monkeypatch.setattr(
+        MODELS["ffn"], "recipe", replace(MODELS["ffn"].recipe, model=SMALL["ffn"], epochs=1)
+    )
+    monkeypatch.setattr(benchmark, "SPRINTS", {})
+    rates = []
+
+    def time_epoch(trainer):
+        for images, labels in trainer.batches():
+            trainer.step(images, labels)
+            rates.append(trainer.learning_rate)
+        return 1.0
+
+    monkeypatch.setattr(benchmark, "time_epoch", time_epoch)
+    dataset = load_dataset(FASHION_MNIST, small_folder)
+    arguments = SimpleNamespace(epochs=3, data_dir=small_folder)
+    benchmark.compare_loops("ffn", dataset, torch.float32, arguments)
+    assert len(rates) == 4 and min(rates) > 0

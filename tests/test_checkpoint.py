@@ -15,7 +15,7 @@ from fashion.checkpoint import (
     save_tensors,
 )
 from fashion.data import CLASS_NAMES
-from fashion.environment import collect_versions
+from fashion.environment import collect_versions, describe_environment
 from fashion.evaluation import predict_logits
 from fashion.files import RunError, UsageError
 from fashion.runs import save_weights, score
@@ -67,7 +67,7 @@ def test_loaded_model_predicts_the_same_logits(folder, trainers, tiny_dataset, n
     weights = averaged.state_dict()
     assert model.state_dict().keys() == load_file(path).keys() == weights.keys()
     assert all(value.equal(weights[key]) for key, value in model.state_dict().items())
-    settings = tiny_dataset.test_images, checkpoint.mean, checkpoint.std, torch.float32
+    settings = tiny_dataset.test_images, checkpoint.mean, checkpoint.std
     assert predict_logits(model, *settings).equal(predict_logits(averaged, *settings))
 
 
@@ -86,6 +86,7 @@ def test_weights_file_says_what_the_model_is_and_how_it_was_trained(
         "seed": 3,
         "recipe": asdict(trainers[name].recipe),
         "versions": collect_versions(),
+        "environment": describe_environment(torch.device("cpu")),
         "validation_accuracy": trainers[name].history[-1]["validation_accuracy"],
         "test_accuracy": runs[name].test.accuracy,
     }

@@ -98,3 +98,11 @@ def test_leftovers_of_a_killed_process_are_removed_from_an_intact_folder(small_f
     (raw / f".{TRAIN_IMAGES}.{UNUSED_PROCESS}.part").write_bytes(b"half a file")
     load_fashion_mnist(small_folder)
     assert names(raw) == before
+
+
+def test_raw_folder_may_be_a_link_to_another_disk(tmp_path, small_folder):
+    raw = small_folder / "FashionMNIST" / "raw"
+    raw.rename(tmp_path / "elsewhere")
+    raw.symlink_to(tmp_path / "elsewhere")
+    (images, _), _ = download.load_fashion_mnist(small_folder)
+    assert len(images) == 240 and raw.is_symlink()

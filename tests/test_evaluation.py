@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -29,25 +27,16 @@ def images():
 
 
 def test_logits_are_those_of_the_model_in_evaluation_mode(model, images):
-    logits = predict_logits(model, images, 0.25, 0.5, torch.float32)
+    logits = predict_logits(model, images, 0.25, 0.5)
     assert model.training and not logits.requires_grad
     expected = model.eval()(normalize(images, 0.25, 0.5))
     torch.testing.assert_close(logits, expected.detach())
-    predict_logits(model, images, 0.25, 0.5, torch.float32)
+    predict_logits(model, images, 0.25, 0.5)
     assert not model.training
 
 
-def test_lower_precision_gives_similar_logits_as_float32(model, images):
-    exact, rounded = (
-        predict_logits(model, images, 0.25, 0.5, precision)
-        for precision in (torch.float32, torch.bfloat16)
-    )
-    assert rounded.dtype == torch.float32
-    assert 0 < (exact - rounded).abs().max() < 0.05
-
-
 def test_flip_averaging_is_the_mean_over_both_views(model, images):
-    settings = 0.25, 0.5, torch.float32
+    settings = 0.25, 0.5
     averaged = average_over_flip(model, images, *settings).softmax(1)
     views = [
         predict_logits(model, view, *settings).softmax(1)
@@ -65,7 +54,7 @@ def test_evaluation_of_four_predictions_by_hand():
     result = evaluate(logits, labels)
     assert result.accuracy == 0.5
     assert result.accuracy_by_class[:3] == [0.5, 1, 0]
-    assert all(map(math.isnan, result.accuracy_by_class[3:]))
+    assert result.accuracy_by_class[3:] == [None] * 7
     expected = np.zeros((10, 10), dtype=int)
     expected[0, 0] = expected[0, 1] = expected[1, 1] = expected[2, 1] = 1
     assert result.confusion_matrix == expected.tolist()

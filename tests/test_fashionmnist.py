@@ -490,3 +490,55 @@ def test_help_names_defaults(capsys):
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     assert "default: outputs" in printed and "ffn 120, cnn 32" in " ".join(printed.split())
+
+
+# Results that are already in the output folder
+
+
+@pytest.fixture
+def unfinished(tmp_path, monkeypatch):
+    """A folder with a training of the FFN that was interrupted after its first epoch."""
+    with monkeypatch.context() as patch:
+        patch.setattr(fashionmnist.report, "print_epoch", interrupt)
+        assert run(*QUICK, "--models", "ffn", "--out", tmp_path) == 130
+    return tmp_path
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("options", [[], ["--epochs", "1"], ["--models", "cnn", "ffn"]])
+def test_unfinished_training_is_not_overwritten(unfinished, capsys, options):
+    before = (unfinished / "ffn.resume.pt").read_bytes()
+    capsys.readouterr()
+    assert run(*QUICK, *options, "--out", unfinished) == 2
+    error = capsys.readouterr().err
+    assert f"{unfinished / 'ffn.resume.pt'} holds 1 of 2 epochs" in error
+    assert all(option in error for option in ("--resume", "--overwrite", "--out"))
+    assert (unfinished / "ffn.resume.pt").read_bytes() == before
+
+
+def test_unfinished_training_is_discarded_on_request(unfinished, no_pictures):
+    assert run(*QUICK, "--models", "ffn", "--out", unfinished, "--overwrite") == 0
+    assert [row["epoch"] for row in read_metrics(unfinished)["models"]["ffn"]["history"]] == [1, 2]
+
+
+def test_files_of_earlier_results_are_replaced_or_removed(series, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(series[0], out)
+    for name in ("kernel_grid.png", "prediction.png", "cnn.resume.pt", "recording.safetensors"):
+        (out / name).write_text("of the earlier models")
+    (out / "notes.txt").write_text("of the user")
+    assert run(*QUICK, "--models", "ffn", "--seed", "5", "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert f"The results in {out} (seed 0, epochs: ffn 2, cnn 2) will be replaced" in printed
+    pictures = {f"ffn_{kind}.png" for kind in ("loss", "correct", "incorrect", "confusion")}
+    files = {"ffn.safetensors", "ffn.resume.pt", "metrics.json", "runs", ".lock", "notes.txt"}
+    assert {path.name for path in out.iterdir()} == pictures | files
+    assert read_metrics(out)["seed"] == 5
+
+
+def test_output_folder_may_be_the_data_folder(small_folder, no_pictures):
+    options = ["--epochs", "1", "--models", "ffn", "--out", small_folder / "FashionMNIST"]
+    assert run("--data-dir", small_folder, *options) == 0

@@ -211,3 +211,37 @@ def test_locking_does_not_follow_symbolic_links(tmp_path, target, name):
         with lock_folder(tmp_path):
             assert not (tmp_path / name).is_symlink()
     assert target.read_bytes() == b"precious"
+
+
+def test_json_without_finite_numbers_is_rejected(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_are_replaced_together_and_stale_ones_removed(tmp_path):
+    for name in ("kept", "old", "stale"):
+        (tmp_path / name).write_text("before")
+    with files.replace_files(tmp_path, ["old", "stale", "absent"]) as folder:
+        (folder / "old").write_text("after")
+        (folder / "new").write_text("after")
+        assert (tmp_path / "old").read_text() == (tmp_path / "stale").read_text() == "before"
+    contents = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert contents == {"kept": "before", "old": "after", "new": "after"}
+
+
+def test_no_file_is_replaced_after_an_error(tmp_path):
+    (tmp_path / "old").write_text("before")
+    with (
+        pytest.raises(RunError, match=rf"{tmp_path}/new"),
+        files.replace_files(tmp_path, ["old"]) as folder,
+    ):
+        (folder / "old").write_text("after")
+        raise RunError(f"cannot write {folder / 'new'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old").read_text() == "before"
+
+
+def test_locks_with_different_names_do_not_exclude_each_other(tmp_path):
+    with files.lock_folder(tmp_path), files.lock_folder(tmp_path, wait=True, name=".other"):
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", ".other"}

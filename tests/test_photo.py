@@ -178,3 +178,10 @@ def test_strip_one_pixel_wide_is_accepted(tmp_path):
     strip[3000:7000] = 0
     Image.fromarray(strip).save(tmp_path / "strip.png")
     assert prepare_file(tmp_path / "strip.png").max() > 200
+
+
+@pytest.mark.parametrize(("garment", "background"), [(255, 200), (250, 130), (0, 40), (30, 120)])
+def test_garment_is_light_whatever_its_contrast_to_the_background(garment, background):
+    photo_of_garment = draw_trousers((garment,) * 3, (background,) * 3)
+    seen = photo.prepare(photo_of_garment, "trousers")
+    assert seen[4, 12:16].min() > 150 and seen[:, [0, -1]].max() == 0

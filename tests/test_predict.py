@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -100,9 +101,7 @@ def test_json_holds_the_probabilities_of_the_prepared_pictures(
     images = np.stack([prepare(Image.open(entry["file"]), "picture") for entry in entries])
     for name, network in MODELS.items():
         model = load_weights(trained_folder / f"{name}.safetensors", network)
-        logits = predict_logits(
-            model.model, torch.from_numpy(images), model.mean, model.std, torch.float32
-        )
+        logits = predict_logits(model.model, torch.from_numpy(images), model.mean, model.std)
         for entry, row in zip(entries, logits.softmax(1), strict=True):
             top, labels = row.topk(3)
             names = [CLASS_NAMES[label] for label in labels]
@@ -175,9 +174,7 @@ def test_enlarged_images_are_classified_as_well_as_the_originals(real_archives):
     images, labels = dataset.test_images[:200], dataset.test_labels[:200]
 
     def accuracy(pictures):
-        logits = predict_logits(
-            trainer.averaged, pictures, dataset.mean, dataset.std, torch.float32
-        )
+        logits = predict_logits(trainer.averaged, pictures, dataset.mean, dataset.std)
         return evaluate(logits, labels).accuracy
 
     original = accuracy(images)
@@ -212,17 +209,43 @@ def test_missing_picture_is_rejected(run, tmp_path, capsys, arguments, message):
 def test_folder_without_pictures_is_rejected(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert run(tmp_path / "empty") == 2
-    assert "empty holds no pictures" in capsys.readouterr().err
+    assert "empty: no pictures in this folder" in capsys.readouterr().err
 
 
 def test_endless_standard_input_is_rejected(run, monkeypatch, capsys):
     monkeypatch.setattr(predict, "MAX_BYTES", 1000)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(bytes(2000))))
     assert run("-") == 2
-    assert "standard input is longer than 1,000 bytes" in capsys.readouterr().err
+    assert "standard input: longer than 1,000 bytes" in capsys.readouterr().err
 
 
 def test_missing_models_give_the_command_to_train_them(run, pictures, tmp_path, capsys):
     assert run(pictures, models=tmp_path / "none") == 2
     assert f"python fashionmnist.py --out {tmp_path / 'none'}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["a$^$.png", os.fsdecode(b"caf\xe9.png")])
+def test_any_file_name_can_be_drawn(run, pictures, capsys, name):
+    shutil.copy(pictures / "garment0.png", pictures / name)
+    assert run(pictures / name) == 0
+    assert "CNN: " in capsys.readouterr().out
+
+
+def test_unusable_arguments_do_not_discard_the_other_answers(run, pictures, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    arguments = [tmp_path / "empty", tmp_path / "absent.png", pictures, tmp_path / "absent.jpg"]
+    assert run(*arguments, "--json") == 2
+    output = capsys.readouterr()
+    assert len(json.loads(output.out)) == 3
+    for name in ("empty", "absent.png", "absent.jpg"):
+        assert name in output.err
+    assert "3 of 6 pictures could not be used" in output.err
+
+
+def test_only_drawn_pictures_keep_their_photo(pictures, trained_folder, monkeypatch):
+    models = predict.load_models(trained_folder, predict.MODELS)
+    for explain in (True, False):
+        path = pictures / "garment0.png"
+        report = predict.classify("garment0.png", path, models, explain)
+        assert (report.original is not None) == explain

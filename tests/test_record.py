@@ -190,3 +190,10 @@ def test_best_recipes_build_larger_networks_of_the_same_layers(name):
     plain, best = MODELS[name](), MODELS[name](**BEST_RECIPES[name].model)
     assert count_parameters(best) > count_parameters(plain)
     assert [type(layer) for layer in best.modules()] == [type(layer) for layer in plain.modules()]
+
+
+def test_teacher_trained_on_other_data_is_rejected(run, trained_folder, tmp_path, capsys):
+    teacher = trained_folder / "cnn.safetensors"
+    assert run("--teacher", teacher, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "was trained on drawn stand-in, not Fashion-MNIST, not on Fashion-MNIST" in error

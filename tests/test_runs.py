@@ -6,6 +6,7 @@ import torch
 
 from fashion import runs
 from fashion.checkpoint import load_weights
+from fashion.data import normalize
 from fashion.evaluation import average_over_flip
 from fashion.files import RunError, UsageError
 from fashion.layers import count_parameters
@@ -59,7 +60,6 @@ def test_score_uses_the_averaged_weights_on_validation_and_test_images(run, trai
         tiny_dataset.test_images,
         tiny_dataset.mean,
         tiny_dataset.std,
-        torch.float32,
     )
     correct = (both.argmax(1) == tiny_dataset.test_labels).float().mean()
     assert run.flip_averaged_accuracy == pytest.approx(correct.item())
@@ -180,6 +180,7 @@ def test_processes_share_the_jobs_that_none_has_done(monkeypatch):
 def test_each_process_has_its_own_gpu(monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert Workers(torch.device("cuda")).device == torch.device("cuda")
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
@@ -203,3 +204,29 @@ def test_end_of_another_process_is_explained(monkeypatch):
     ):
         with pytest.raises(RunError, match="another process of this job has ended"):
             call()
+
+
+def test_scores_are_computed_in_float32(tiny_dataset):
+    recipe = replace(FFN.recipe, epochs=1, batch_size=100)
+    trainer = Trainer(FFN, tiny_dataset, recipe, 0, torch.bfloat16)
+    trainer.train_epoch()
+    run = score(trainer, "ffn")
+    images = normalize(tiny_dataset.test_images, tiny_dataset.mean, tiny_dataset.std)
+    with torch.inference_mode():
+        expected = trainer.averaged.eval()(images)
+    assert torch.allclose(run.test_logits, expected, atol=1e-5)
+
+
+def test_more_processes_than_gpus_are_rejected(monkeypatch):
+    for key, value in (("WORLD_SIZE", "3"), ("LOCAL_WORLD_SIZE", "3"), ("LOCAL_RANK", "2")):
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match=r"3 processes .* and it has 2"):
+        Workers(torch.device("cuda"))
+
+
+def test_run_of_another_environment_is_used_with_a_warning(folder, trainer, monkeypatch, caplog):
+    monkeypatch.setattr(torch, "__version__", "0.0.1")
+    run = find_run(folder, "ffn", trainer)
+    assert "this process has torch 0.0.1" in caplog.text
+    assert run.figures()["environment"]["torch"] != "0.0.1"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fashion import training
-from fashion.evaluation import predict_logits
+from fashion.evaluation import evaluate, predict_logits
 from fashion.files import UsageError
 from fashion.training import DivergenceError, Trainer, learning_rate_factor, make_optimizers
 from models import MODELS
@@ -100,9 +100,7 @@ def test_history_row_summarizes_the_epoch(dataset):
             losses.append(trainer.step(images, labels))
             hook.remove()
         row = trainer.validate()
-        logits = predict_logits(
-            trainer.averaged, dataset.images[chosen], dataset.mean, dataset.std, torch.float32
-        )
+        logits = predict_logits(trainer.averaged, dataset.images[chosen], dataset.mean, dataset.std)
         correct = logits.argmax(1) == dataset.labels[chosen]
         assert row == pytest.approx(
             {
@@ -244,7 +242,10 @@ def test_stopping_after_any_step_leaves_no_half_step(dataset, undisturbed, name)
                 assert group["lr"] == pytest.approx(factor * group["initial_lr"])
             assert all(parameter.grad is None for parameter in trainer.model.parameters())
             current = averaged_tensors(trainer.model)
-            expected = {key: (value + current[key]) / 2 for key, value in expected.items()}
+            decay = training.average_decay(2, steps)
+            expected = {
+                key: decay * value + (1 - decay) * current[key] for key, value in expected.items()
+            }
             for key, value in averaged_tensors(trainer.averaged).items():
                 torch.testing.assert_close(value, expected[key])
         trainer.validate()
@@ -260,7 +261,7 @@ def averaged_tensors(model):
 @pytest.mark.parametrize("name", MODELS)
 def test_evaluating_after_every_step_changes_nothing(dataset, undisturbed, name):
     trainer = make_trainer(name, dataset)
-    settings = dataset.mean, dataset.std, trainer.precision
+    settings = dataset.mean, dataset.std
     while not trainer.finished:
         for images, labels in trainer.batches():
             trainer.step(images, labels)
@@ -406,3 +407,51 @@ def test_many_steps_are_recorded_often_at_first_and_rarely_later():
     gaps = np.diff(steps)
     assert (steps[0], steps[-1], len(steps)) == (0, 100_000, training.RECORDED_FRAMES + 1)
     assert gaps[0] == 10 and gaps[-1] == 1990 and (np.diff(gaps) >= 0).all()
+
+
+def test_decay_of_the_average_rises_to_that_of_its_window():
+    decays = [training.average_decay(100, step) for step in range(1, 2000)]
+    assert decays[0] == 2 / 11 and decays[-1] == 1 - 1 / 100
+    assert decays == sorted(decays)
+    assert training.average_decay(1, 5) == 0
+
+
+def test_average_of_a_short_training_is_as_accurate_as_the_model(tiny_dataset):
+    trainer = make_trainer("ffn", tiny_dataset, epochs=20, batch_size=50, ema_steps=100)
+    trainer.train_epoch()
+    images, labels = tiny_dataset.images[:1000], tiny_dataset.labels[:1000]
+    current, averaged = (
+        evaluate(predict_logits(model, images, tiny_dataset.mean, tiny_dataset.std), labels)
+        for model in (trainer.model, trainer.averaged)
+    )
+    assert averaged.accuracy > current.accuracy - 0.1
+
+
+def test_validation_loss_that_is_not_finite_ends_the_training(tiny_dataset):
+    trainer = make_trainer("ffn", tiny_dataset)
+    for images, labels in trainer.batches():
+        trainer.step(images, labels)
+    with torch.no_grad():
+        next(trainer.averaged.parameters()).fill_(torch.nan)
+    with pytest.raises(DivergenceError, match="validation loss of the FFN became nan in epoch 1"):
+        trainer.validate()
+    assert not trainer.history
+
+
+def test_unfinished_training_is_described(tiny_dataset, tmp_path):
+    path = tmp_path / "resume.pt"
+    assert training.describe_unfinished(path) is None
+    trainer = make_trainer("ffn", tiny_dataset, epochs=2)
+    for described in ("1 of 2 epochs of a training with seed 0", None):
+        trainer.train_epoch()
+        trainer.save(path)
+        assert training.describe_unfinished(path) == described
+    path.write_bytes(b"damaged")
+    assert training.describe_unfinished(path) is None
+
+
+def test_resuming_in_another_environment_is_a_warning(tiny_dataset, tmp_path, monkeypatch, caplog):
+    make_trainer("ffn", tiny_dataset).save(tmp_path / "resume.pt")
+    monkeypatch.setattr(torch, "__version__", "0.0.1")
+    make_trainer("ffn", tiny_dataset).resume(tmp_path / "resume.pt")
+    assert "this process has torch 0.0.1" in caplog.text

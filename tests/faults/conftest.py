@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 TRIED, SURVIVED = Counter(), Counter()
+CHECKED = Counter()  # cases without a fault, such as command lines for the parser
 
 
 @pytest.fixture
@@ -20,10 +21,22 @@ def trial():
     """trial(kind) counts a trial, which is survived unless its block raises."""
 
     @contextlib.contextmanager
-    def count(kind, trials=1):
-        TRIED[kind] += trials
+    def count(kind):
+        TRIED[kind] += 1
         yield
-        SURVIVED[kind] += trials
+        SURVIVED[kind] += 1
+
+    return count
+
+
+@pytest.fixture
+def case():
+    """case(kind) counts a case in which nothing is faulty, apart from the trials."""
+
+    @contextlib.contextmanager
+    def count(kind):
+        yield
+        CHECKED[kind] += 1
 
     return count
 
@@ -56,3 +69,6 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.line(f"{kind:<44}{count:>8,}{SURVIVED[kind]:>10,}")
         total = f"{TRIED.total():>8,}{SURVIVED.total():>10,}"
         terminalreporter.line(f"{'all':<44}{total}")
+        terminalreporter.section("cases without a fault")
+        for kind, count in CHECKED.items():
+            terminalreporter.line(f"{kind:<44}{count:>8,}")

@@ -58,7 +58,7 @@ def fuzz(long):
     )
 
 
-def test_any_value_is_in_range_or_rejected_with_the_name_of_the_option(script, long, trial):
+def test_any_value_is_in_range_or_rejected_with_the_name_of_the_option(script, long, case):
     parse, required, options = script
     rejected = 0
 
@@ -66,7 +66,7 @@ def test_any_value_is_in_range_or_rejected_with_the_name_of_the_option(script, l
     @given(option=st.sampled_from(options), value=st.one_of(TEXT, NUMBERS))
     def check(option, value):
         nonlocal rejected
-        with trial("options with any value"):
+        with case("options with any value"):
             try:
                 arguments = parse([*required, f"{option}={value}"])
             except UsageError as error:
@@ -82,13 +82,13 @@ def test_any_value_is_in_range_or_rejected_with_the_name_of_the_option(script, l
     assert rejected
 
 
-def test_any_command_line_is_parsed_or_rejected(script, long, trial, capsys):
+def test_any_command_line_is_parsed_or_rejected(script, long, case, capsys):
     parse, _, options = script
 
     @fuzz(long)
     @given(words=st.lists(st.one_of(st.sampled_from(options), TEXT, NUMBERS), max_size=6))
     def check(words):
-        with trial("command lines of any words"):
+        with case("command lines of any words"):
             try:
                 parse(words)
             except UsageError as error:
@@ -113,7 +113,7 @@ VALID = {
 FLAGS = ["--deterministic", "--resume", "--record"]
 
 
-def test_valid_options_work_together(tmp_path, long, trial):
+def test_valid_options_work_together(tmp_path, long, case):
     generator, log = random.Random(3), tmp_path / "log"
     completed = 0
     for number in range(60 if long else 2):
@@ -121,7 +121,7 @@ def test_valid_options_work_together(tmp_path, long, trial):
         words = [f"{option}={generator.choice(VALID[option])}" for option in chosen]
         words += generator.sample(FLAGS, generator.randint(0, len(FLAGS)))
         log.unlink(missing_ok=True)
-        with trial("valid options, whole runs"):
+        with case("valid options, whole runs"):
             out = tmp_path / f"out{number}"
             status = finish(run_small_with_figures, "--out", out, *words, log=log)
             printed = log.read_text()
@@ -134,9 +134,9 @@ def test_valid_options_work_together(tmp_path, long, trial):
 @pytest.mark.parametrize(
     ("name", "status"), [(b"\xff\xfe \xd0\xba'c\"d\n", 0), (b"x" * 300, 1)], ids=["odd", "long"]
 )
-def test_any_folder_name_is_used_or_rejected(tmp_path, trial, name, status):
+def test_any_folder_name_is_used_or_rejected(tmp_path, case, name, status):
     out, log = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)), tmp_path / "log"
-    with trial("valid options, whole runs"):
+    with case("valid options, whole runs"):
         assert finish(run_small, "--models", "ffn", "--out", out, log=log) == status
         printed = log.read_bytes()
         assert b"Traceback" not in printed and (status == 0 or b"cannot write" in printed)

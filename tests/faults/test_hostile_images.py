@@ -90,3 +90,40 @@ def test_folder_pipe_and_missing_file_are_rejected(tmp_path, trial):
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "missing.png"):
         with trial("hostile images"), pytest.raises(UsageError, match="no such file"):
             photo.read_photo(path, path.name)
+
+
+# Orientations that are no numbers, and data that end too early, which Pillow's parser trips over.
+DAMAGED_EXIF = [
+    b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0",
+    b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01",
+    b"Exif\0\0MM\0*\xff\xff\xff\xff",
+    b"Exif\0\0" + bytes(range(256)),
+]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+@pytest.mark.parametrize("exif", DAMAGED_EXIF, ids=range(len(DAMAGED_EXIF)))
+def test_damaged_exif_data_are_ignored(tmp_path, trial, kind, exif):
+    image = Image.new("RGB", (60, 90), (250, 250, 250))
+    ImageDraw.Draw(image).rectangle((15, 10, 45, 70), fill=(40, 90, 30))
+    image.save(tmp_path / "photo", kind, exif=exif)
+    with trial("hostile images"):
+        assert photo.read_photo(tmp_path / "photo", "photo").size == (60, 90)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM", "ICO", "BLP", "AVIF"])
+def test_format_that_is_not_supported_is_rejected_unread(tmp_path, trial, monkeypatch, kind):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("was started"))
+    image = Image.new("RGB", (60, 60), "red")
+    content = encode(image.convert("P") if kind == "BLP" else image, kind)
+    (tmp_path / "a.png").write_bytes(content)
+    with trial("hostile images"), pytest.raises(UsageError, match="not one of BMP, GIF, JPEG"):
+        photo.read_photo(tmp_path / "a.png", "a.png")
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGB", "JPEG"), ("P", "PNG"), ("L", "TIFF")])
+def test_large_photo_takes_little_memory(tmp_path, trial, memory_limit, mode, kind):
+    Image.new(mode, (8000, 6000), 128).save(tmp_path / "large", kind)
+    with trial("hostile images"), memory_limit(500):
+        image = photo.read_photo(tmp_path / "large", "large")
+    assert image.mode == "RGB" and max(image.size) == photo.WORKING_SIZE

@@ -63,8 +63,8 @@ def read_file(path):
 
 def read_result(out):
     """Return the content of all files under their final names."""
-    paths = [path for path in out.rglob("*") if path.is_file() and path.suffix != ".part"]
-    return {str(path.relative_to(out)): read_file(path) for path in paths}
+    paths = {path.relative_to(out): path for path in out.rglob("*") if path.is_file()}
+    return {str(name): read_file(path) for name, path in paths.items() if ".part" not in str(name)}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_run_killed_while_writing_resumes_to_the_same_result(tmp_path, whole_run
         arguments = on_write, kill_itself, name, earlier, run_small, "--out", out, "--resume"
         assert finish(*arguments) == -signal.SIGKILL
         with trial("kill -9 while writing"):
-            assert len(list(out.glob(f".{name}.*.part"))) == 1
+            assert len(list(out.rglob(f".{name}.*.part"))) == 1
             read_result(out)
     assert_resumes(out, whole_run[0], tmp_path / "log")
 
@@ -155,7 +155,7 @@ def assert_tidy(folder, contents):
     """Check that all data files are complete and that there is nothing else but the lock."""
     assert_whole(folder, contents)
     files = {path.name for path in folder.rglob("*") if path.is_file()}
-    assert files == {LOCK_NAME, *contents}
+    assert files == {download.LOCK_NAME, *contents}
 
 
 def test_download_killed_at_any_moment_is_completed(tmp_path, small_load, serve, long, trial):

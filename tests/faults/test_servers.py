@@ -115,7 +115,9 @@ def traced_memory():
 
 
 def files(folder):
-    return [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return [
+        path for path in folder.rglob("*") if path.is_file() and path.name != download.LOCK_NAME
+    ]
 
 
 @pytest.mark.usefixtures("traced_memory")
