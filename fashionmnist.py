@@ -123,7 +123,10 @@ def check_previous_results(arguments: argparse.Namespace, paths: Iterable[Path])
                     "--overwrite, or choose another folder with --out"
                 )
     if previous := report.describe_results(arguments.out):
-        print(f"The results in {arguments.out} ({previous}) will be replaced at the end.")
+        print(
+            f"The results in {arguments.out} ({previous}) will be replaced at the end, and the "
+            "pictures of their models removed."
+        )
 
 
 def train_models(
@@ -256,7 +259,8 @@ def write_results(
     first = {name: finished[0] for name, finished in by_model.items()}
     comparison = compare(by_model, dataset) if len(runs) > 1 else None
     stale = {*report.result_files(MODELS), *PICTURES_OF_MODELS}
-    stale |= {f"{name}.resume.pt" for name in MODELS if name not in arguments.models}
+    others = [f"{name}.resume.pt" for name in MODELS if name not in arguments.models]
+    stale |= {name for name in others if not describe_unfinished(out / name)}
     if not arguments.record:
         stale.add(RECORDING_NAME)
     with replace_files(out, stale) as folder:

@@ -2,8 +2,8 @@
 
     python -m experiments.benchmark
 
-Prints a table and writes benchmark.json and benchmark.png to the folder outputs. Takes less than
-ten minutes on two CPU cores, mostly for the classic loop.
+Prints a table and writes benchmark.json and benchmark.png to the folder outputs. Takes 10 to 25
+minutes on two CPU cores, mostly for the classic loop.
 """
 
 import argparse

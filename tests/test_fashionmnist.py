@@ -524,6 +524,13 @@ def test_unfinished_training_is_discarded_on_request(unfinished, no_pictures):
     assert [row["epoch"] for row in read_metrics(unfinished)["models"]["ffn"]["history"]] == [1, 2]
 
 
+def test_unfinished_training_of_another_model_stays(unfinished, no_pictures):
+    assert run(*QUICK, "--models", "cnn", "--out", unfinished) == 0
+    assert run(*QUICK, "--models", "ffn", "--out", unfinished, "--resume") == 0
+    assert not (unfinished / "cnn.safetensors").exists()
+    assert not (unfinished / "cnn.resume.pt").exists()
+
+
 def test_files_of_earlier_results_are_replaced_or_removed(series, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(series[0], out)
