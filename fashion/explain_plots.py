@@ -115,7 +115,7 @@ def draw_image_transform(
 
 
 def _grid_shape(count: int) -> tuple[int, int]:
-    """Return the numbers of columns and rows of a grid of so many tiles."""
+    """Return the numbers of columns and rows of a grid with this number of tiles."""
     columns = min(count, TILES_PER_ROW)
     return columns, -(-count // columns)
 
