@@ -260,9 +260,9 @@ def choose_saliency_examples(
     chosen: dict[int, tuple[str, ...]] = {}
     for case, wanted in cases.items():
         fits = np.all([correct[name] == (name in case) for name in names], axis=0)
-        goal = len(chosen) + wanted
+        target = len(chosen) + wanted
         for index in map(int, nearest[fits[nearest]]):
-            if len(chosen) < goal and labels[index] not in labels[list(chosen)]:
+            if len(chosen) < target and labels[index] not in labels[list(chosen)]:
                 chosen[index] = case
     return chosen
 

@@ -193,7 +193,7 @@ def compare_loops(
     sprint = make_trainer(recipe=replace(recipe, **sprint_changes))
     sprint_seconds = sum(time_epoch(sprint) for _ in range(sprint.recipe.epochs))
     accuracy, evaluation_seconds = evaluate_test(sprint)
-    goal = classic.test_accuracy()
+    classic_accuracy = classic.test_accuracy()
     network_flops = count_network_flops(network(**recipe.model))
     flops = count_step_flops(make_trainer(recipe=recipe))
     return {
@@ -202,12 +202,12 @@ def compare_loops(
         "ratio": statistics.median(ratios),
         "ratios": ratios,
         "classic_seconds": sum(classic.seconds),
-        "classic_test_accuracy": goal,
+        "classic_test_accuracy": classic_accuracy,
         "sprint": sprint_changes,
         "sprint_seconds": sprint_seconds,
         "sprint_test_accuracy": accuracy,
         "time_to_accuracy_ratio": (
-            sprint_seconds / sum(classic.seconds) if accuracy >= goal else None
+            sprint_seconds / sum(classic.seconds) if accuracy >= classic_accuracy else None
         ),
         "flops_per_image": flops,
         "optimizer_share_of_flops": 1 - network_flops / flops,
