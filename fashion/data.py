@@ -15,7 +15,7 @@ from fashion.download import NETWORK_TIMEOUT, NoSourceError, has_files, load_fas
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SIZE = 28  # pixels, both height and width
+IMAGE_SIZE = 28  # pixels
 CLASS_NAMES = tuple(FashionMNIST.classes)
 CLASS_COUNT = len(CLASS_NAMES)
 
@@ -25,9 +25,8 @@ TITLES = {FASHION_MNIST: "Fashion-MNIST", SYNTHETIC: "drawn stand-in, not Fashio
 
 # Every twelfth training image is for validation: 5,000 of Fashion-MNIST's 60,000, 500 per class.
 VALIDATION_SHARE = 1 / 12
-# The split has its own seed, so that runs with different seeds compare on the same images.
+# The split and the stand-in have their own seeds: all runs compare on the same images.
 SPLIT_SEED = 20170828
-# The stand-in is always the same, for the same reason.
 SYNTHETIC_SEED = 0
 
 
@@ -35,32 +34,22 @@ SYNTHETIC_SEED = 0
 class Dataset:
     """Images as uint8 (N, 28, 28) with a black (0) background, labels as int64 (N,) from 0 to 9.
 
-    All tensors are on the same device: on the CPU after loading, on another one after `to`.
-
-    Attributes:
-        name: FASHION_MNIST or SYNTHETIC.
-        images: The whole training file, which is split by train_indices and validation_indices.
-        labels: Its labels.
-        train_indices: Indices of the images to train on.
-        validation_indices: Indices of the held-out images.
-        test_images: Images to evaluate on once, after training.
-        test_labels: Their labels.
-        mean: Mean pixel of the training images after division by 255.
-        std: Standard deviation of these pixels.
+    `images` and `labels` are the whole training file, which the indices split. `mean` and `std`
+    are those of the training part's pixels after division by 255.
     """
 
-    name: str
+    name: str  # FASHION_MNIST or SYNTHETIC
     images: Tensor
     labels: Tensor
     train_indices: Tensor
     validation_indices: Tensor
-    test_images: Tensor
+    test_images: Tensor  # to evaluate on once, after training
     test_labels: Tensor
     mean: float
     std: float
 
     def to(self, device: torch.device) -> "Dataset":
-        """Return the dataset with its tensors on the device."""
+        """Return the dataset with all its tensors on the device."""
         tensors: dict[str, Any] = {
             key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
         }
@@ -86,42 +75,33 @@ def load_dataset(
             warning in the log) if none of its files is on disk and it cannot be downloaded.
         data_dir: Folder in which FashionMNIST/raw holds, or will hold, the four files.
         mirror: Address to try before torchvision's.
-        timeout: Seconds to wait for the network, see load_fashion_mnist.
+        timeout: Seconds to wait for the network.
         limit: Number of training images to use; None for all.
 
     Raises:
         RunError: If Fashion-MNIST is required or partly on disk, but cannot be completed.
     """
-    name = SYNTHETIC if choice == SYNTHETIC else FASHION_MNIST
-    if name == FASHION_MNIST:
+    if choice != SYNTHETIC:
         try:
-            train, test = load_fashion_mnist(data_dir, mirror, timeout)
+            name, (train, test) = FASHION_MNIST, load_fashion_mnist(data_dir, mirror, timeout)
         except NoSourceError as error:
             if choice == FASHION_MNIST or has_files(data_dir):
                 raise
             logger.warning("%s\nContinuing with the %s", error, TITLES[SYNTHETIC])
-            name = SYNTHETIC
-    if name == SYNTHETIC:
-        train, test = synthetic.draw_dataset(SYNTHETIC_SEED)
-
-    images, labels = train
-    train_indices, validation_indices = split_indices(labels)
+            choice = SYNTHETIC
+    if choice == SYNTHETIC:
+        name, (train, test) = SYNTHETIC, synthetic.draw_dataset(SYNTHETIC_SEED)
+    train_indices, validation_indices = split_indices(train[1])
     train_indices = train_indices[:limit]
-    mean, std = pixel_statistics(images[train_indices])
-    return Dataset(name, images, labels, train_indices, validation_indices, *test, mean, std)
+    statistics = pixel_statistics(train[0][train_indices])
+    return Dataset(name, *train, train_indices, validation_indices, *test, *statistics)
 
 
 def split_indices(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Split a training file into a training part and a validation part.
-
-    The validation part holds one image in twelve, equally many of each class, chosen by
-    SPLIT_SEED alone.
-
-    Args:
-        labels: int64 (N,), 0 to 9.
+    """Split labels, int64 (N,), into a training part and a balanced twelfth for validation.
 
     Returns:
-        The indices of both parts, int64, in ascending order.
+        The indices of both parts, int64, in ascending order. They depend on SPLIT_SEED alone.
     """
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     per_class = round(len(labels) * VALIDATION_SHARE / CLASS_COUNT)
@@ -160,10 +140,10 @@ def augment(
 
     Args:
         padded: uint8 (M, 28 + 2 * shift, 28 + 2 * shift), see pad.
-        indices: Indices of the images, int64 (N,).
+        indices: Which images, int64 (N,).
         shifted: Share of the images to shift at random, in [0, 1].
         flip: Whether to flip each image horizontally with probability one half.
-        generator: Source of the random numbers, on the same device.
+        generator: On the same device.
 
     Returns:
         uint8 (N, 28, 28).
@@ -189,10 +169,7 @@ def cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     Args:
         images: uint8 (N, 28, 28), changed in place.
         size: Edge of the square in pixels. Near the border, part of the square lies outside.
-        generator: Source of the random numbers, on the same device.
-
-    Returns:
-        The same images.
+        generator: On the same device.
     """
     device = images.device
     centres = torch.randint(IMAGE_SIZE, (2, len(images), 1), generator=generator, device=device)

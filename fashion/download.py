@@ -40,7 +40,6 @@ NETWORK_TIMEOUT = 20.0  # seconds
 # Limits of a download. The largest archive has 26,421,880 bytes; at this rate it takes nine hours.
 MAX_ARCHIVE_BYTES = 30_000_000
 MIN_BYTES_PER_SECOND = 800
-CHUNK_BYTES = 1 << 16
 LOCK_NAME = ".download.lock"  # the folder can be the output folder of a run, with its own lock
 
 
@@ -51,9 +50,7 @@ class NoSourceError(RunError):
 def load_fashion_mnist(
     data_dir: Path, mirror: str | None = None, timeout: float = NETWORK_TIMEOUT
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return the images and labels of the training and the test set, verified by MD5.
-
-    Missing and damaged files are extracted from the archives beside them, or downloaded first.
+    """Load the files, verified by MD5, after restoring those that are missing or damaged.
 
     Args:
         data_dir: Folder in which FashionMNIST/raw holds, or will hold, the files.
@@ -61,8 +58,8 @@ def load_fashion_mnist(
         timeout: Seconds to wait for the start of an answer and for each part of it.
 
     Returns:
-        ((images, labels), (images, labels)): uint8 (60000, 28, 28) and int64 (60000,) for
-        training, uint8 (10000, 28, 28) and int64 (10000,) for testing.
+        ((images, labels), (images, labels)) for training and for testing, uint8 (N, 28, 28) and
+        int64 (N,).
 
     Raises:
         NoSourceError: If files are missing or damaged and no address delivers them.
@@ -70,7 +67,11 @@ def load_fashion_mnist(
     """
     raw = raw_folder(data_dir)
     if _damaged_files(raw):
-        _refuse_plain_mnist(raw)
+        for path in _paths(raw):
+            if _md5(path) in MNIST_MD5:
+                raise RunError(
+                    f"{path} is plain MNIST (handwritten digits), not Fashion-MNIST; remove it"
+                )
         _restore(raw, mirror, timeout)
     elif any(raw.glob(".*.part")):
         with contextlib.suppress(RunError):  # the files are intact even if this fails
@@ -78,8 +79,8 @@ def load_fashion_mnist(
     # torchvision's class would prefer the unverified `processed` folder of an old version.
     train, test = (
         (
-            read_image_file(str(raw / f"{part}-images-idx3-ubyte")),
-            read_label_file(str(raw / f"{part}-labels-idx1-ubyte")),
+            read_image_file(f"{raw}/{part}-images-idx3-ubyte"),
+            read_label_file(f"{raw}/{part}-labels-idx1-ubyte"),
         )
         for part in ("train", "t10k")
     )
@@ -93,10 +94,12 @@ def raw_folder(data_dir: Path) -> Path:
 
 def has_files(data_dir: Path) -> bool:
     """Return whether any of the files or archives exists, in whatever state."""
-    raw = raw_folder(data_dir)
-    return any(
-        os.path.lexists(raw / f"{name}{end}") for name in EXTRACTED_MD5 for end in ("", ".gz")
-    )
+    return any(os.path.lexists(path) for path in _paths(raw_folder(data_dir)))
+
+
+def _paths(raw: Path) -> list[Path]:
+    """Return the paths of the extracted files and of their archives."""
+    return [raw / f"{name}{end}" for name in EXTRACTED_MD5 for end in ("", ".gz")]
 
 
 def _damaged_files(raw: Path) -> list[str]:
@@ -112,16 +115,6 @@ def _md5(path: Path) -> str | None:
         return None
 
 
-def _refuse_plain_mnist(raw: Path) -> None:
-    """Raise RunError if one of the files or archives belongs to plain MNIST."""
-    for name in EXTRACTED_MD5:
-        for path in (raw / name, raw / f"{name}.gz"):
-            if _md5(path) in MNIST_MD5:
-                raise RunError(
-                    f"{path} is plain MNIST (handwritten digits), not Fashion-MNIST; remove it"
-                )
-
-
 def _restore(raw: Path, mirror: str | None, timeout: float) -> None:
     """Extract the missing and damaged files, after downloading the archives that this takes."""
     prepare_folder(raw)
@@ -134,10 +127,9 @@ def _restore(raw: Path, mirror: str | None, timeout: float) -> None:
 
 
 def _download_archives(raw: Path, damaged: list[str], mirror: str | None, timeout: float) -> None:
-    """Download those archives of damaged files that are not intact, from the first good address.
+    """Download the archives that damaged files need, unless intact, from the first good address.
 
-    Raises:
-        NoSourceError: If no address delivers them. Archives that did arrive stay for the next try.
+    Archives that arrive before an error stay for the next try.
     """
     archives = {name: md5 for name, md5 in FashionMNIST.resources if Path(name).stem in damaged}
     missing = [name for name, md5 in archives.items() if _md5(raw / name) != md5]
@@ -159,19 +151,10 @@ def _download_archives(raw: Path, damaged: list[str], mirror: str | None, timeou
 
 
 def _download(address: str, name: str, md5: str, timeout: float) -> bytes:
-    """Download an archive and verify it, with limits on time and size.
-
-    torchvision's own download has neither, so a bad server could block it forever.
-
-    Args:
-        address: Address of the folder on the server, with a slash at the end.
-        name: Name of the archive.
-        md5: Expected MD5.
-        timeout: Seconds until the answer begins and between any two parts of it. A server that is
-            slower than MIN_BYTES_PER_SECOND after this time is given up as well.
+    """Download an archive and verify it, with limits on time and size that torchvision lacks.
 
     Raises:
-        OSError, http.client.HTTPException: If the network or the server fails.
+        OSError, http.client.HTTPException: If the network or the server fails, or is too slow.
         ValueError: If the content is not the archive.
     """
     with _time_limit(timeout):
@@ -181,7 +164,7 @@ def _download(address: str, name: str, md5: str, timeout: float) -> bytes:
     content = bytearray()
     with response, bar:
         start = time.monotonic()
-        while chunk := response.read1(CHUNK_BYTES):
+        while chunk := response.read1(1 << 16):
             content += chunk
             bar.update(len(chunk))
             seconds = time.monotonic() - start

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import platform
+import re
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -32,14 +33,11 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UsageError: If this machine or this build of torch has no such device.
     """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    accelerators = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    available = [each for each, backend in accelerators.items() if backend.is_available()] + ["cpu"]
     if name == "auto":
-        name = next(device for device, present in available.items() if present)
-    if not available[name]:
+        name = available[0]
+    if name not in available:
         raise UsageError(f"torch finds no device {name} on this machine")
     return torch.device(name)
 
@@ -50,14 +48,11 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     "auto" selects bfloat16 where the hardware supports it. Elsewhere bfloat16 is emulated, which is
     slower than float32.
     """
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-    supported = False
-    if device.type == "cuda":
+    supported = name == "bfloat16"
+    if name == "auto" and device.type == "cuda":
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        supported = any(capabilities.get(each, False) for each in BFLOAT16_CAPABILITIES)
+    elif name == "auto" and device.type == "cpu":
+        supported = any(map(torch.cpu.get_capabilities().get, BFLOAT16_CAPABILITIES))
     return torch.bfloat16 if supported else torch.float32
 
 
@@ -82,12 +77,11 @@ def use_deterministic_algorithms(device: torch.device) -> None:
 
 
 def set_malloc(mmap_max: int, trim_threshold: int) -> None:
-    """Configure how malloc obtains and returns memory. Only glibc has these settings.
+    """Configure how glibc's malloc obtains and returns memory; elsewhere, do nothing.
 
     Args:
         mmap_max: Maximum number of blocks that are mapped separately and unmapped when freed.
-        trim_threshold: Free bytes at the top of the heap above which memory is returned to the
-            system; -1 never returns any.
+        trim_threshold: Free bytes above which memory returns to the system; -1 keeps all.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -111,12 +105,10 @@ def describe_device(device: torch.device) -> str:
 def describe_processor() -> str:
     """Return the name of the processor, with the numbers that distinguish its generation."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    fields = {
-        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
-    }
+    fields = dict(re.findall(r"^(.+?)\s*: (.*)", text, re.MULTILINE))
     parts = [fields[key] for key in ("model name", "cpu family", "model") if key in fields]
     return " / ".join(parts) or platform.machine()
 
@@ -128,13 +120,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def warn_of_differences(path: Path, saved: Any, device: torch.device) -> None:
-    """Log a warning if a file was made in another environment.
-
-    Args:
-        path: The file.
-        saved: What describe_environment returned when it was made.
-        device: What this process trains on.
-    """
+    """Log a warning if describe_environment returned something else when a file was made."""
     current = describe_environment(device)
     saved = saved if isinstance(saved, dict) else {}
     different = [key for key, value in current.items() if saved.get(key) != value]
@@ -144,10 +130,8 @@ def warn_of_differences(path: Path, saved: Any, device: torch.device) -> None:
             for values in (saved, current)
         )
         logger.warning(
-            "%s was made with %s, this process has %s; results can differ in the last bits",
-            path,
-            then,
-            now,
+            f"{path} was made with {then}, this process has {now}; "
+            "results can differ in the last bits"
         )
 
 

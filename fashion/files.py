@@ -51,21 +51,13 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
-    """Write a JSON file atomically and return its path; see write_file.
-
-    Raises:
-        ValueError: If a number is not finite, which JSON cannot represent.
-    """
+    """Write a JSON file like write_file; raise ValueError if a number is not finite."""
     write_file(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
     return path
 
 
 def prepare_folder(folder: Path) -> None:
-    """Create a folder if necessary and check that files can be written to it.
-
-    Raises:
-        RunError: If the folder cannot be created or is not writable.
-    """
+    """Create a folder if necessary; raise RunError if no files can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -82,8 +74,7 @@ def lock_folder(folder: Path, wait: bool = False, name: str = LOCK_NAME) -> Iter
 
     Args:
         folder: The folder to lock.
-        wait: Whether to wait for a process that holds the lock, with one warning in the log,
-            instead of raising.
+        wait: Whether to wait, with one warning in the log, for a process that holds the lock.
         name: Name of the lock file. Locks with different names do not exclude each other.
 
     Raises:
@@ -100,7 +91,11 @@ def lock_folder(folder: Path, wait: bool = False, name: str = LOCK_NAME) -> Iter
                 raise UsageError(busy) from None
             logger.warning("%s; waiting for it to finish", busy)
             lock.acquire()
-        _remove_part_files(folder)
+        for part in folder.rglob(".*.part"):
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(f"cannot lock {folder}: {error.strerror or error}") from error
     try:
@@ -111,10 +106,7 @@ def lock_folder(folder: Path, wait: bool = False, name: str = LOCK_NAME) -> Iter
 
 @contextlib.contextmanager
 def replace_files(folder: Path, stale: Iterable[str]) -> Iterator[Path]:
-    """Yield a temporary folder whose files move to a folder when the block ends without an error.
-
-    They replace files with the same name, so readers see either all old files or all new ones, but
-    for the moment in which they move.
+    """Yield a temporary folder whose files replace those of a folder together, if no error occurs.
 
     Args:
         folder: The folder, which this process has locked.
@@ -137,12 +129,3 @@ def replace_files(folder: Path, stale: Iterable[str]) -> Iterator[Path]:
         raise RunError(str(error).replace(str(staging), str(folder))) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _remove_part_files(folder: Path) -> None:
-    """Remove the temporary files and folders that killed processes left."""
-    for part in folder.rglob(".*.part"):
-        if part.is_dir() and not part.is_symlink():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learnin
 section 2 (https://arxiv.org/abs/1708.07747).
 """
 
+import contextlib
 import math
 import warnings
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from fashion.data import IMAGE_SIZE
 from fashion.files import RunError, UsageError
 
-Colour = tuple[int, int, int]  # red, green, blue, from 0 to 255
+Colour = tuple[int, ...]  # red, green, blue, from 0 to 255
 
 # Formats that are read, by Pillow's names. Others are left out because their readers start other
 # programs (EPS) or are rarely tested.
@@ -24,24 +25,18 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MAX_PIXELS = 50_000_000  # larger images could fill the memory
 WORKING_SIZE = 1024  # pixels; larger photos are reduced first, which bounds memory and time
 # From the paper: colours within 5 % of the largest possible distance from a corner's colour.
-BACKGROUND_TOLERANCE = 0.05
-# Share of other pixels (dust, noise) that a row or column of background may hold.
-DUST = 0.01
-SHARPEN_RADIUS = 1.0  # pixels, from the paper
-# The paper gives no strength. With this one, enlarged validation images are classified best.
-SHARPEN_PERCENT = 60
-SHARPEN_THRESHOLD = 4  # grey levels; weaker differences are texture or noise, not outlines
-LIGHT = 127.5  # grey level above which the visible parts of an image count as light
+BACKGROUND_TOLERANCE = 0.05 * math.dist((0, 0, 0), (255, 255, 255))
+DUST = 0.01  # share of other pixels (dust, noise) that a row or column of background may hold
+# The radius in pixels is the paper's, which gives no strength: with this one, enlarged validation
+# images are classified best. Differences of fewer grey levels are texture or noise, not outlines.
+SHARPENING = ImageFilter.UnsharpMask(radius=1, percent=60, threshold=4)
 
 
 def read_photo(source: Path | BinaryIO, name: str) -> Image.Image:
     """Read an image file as RGB, upright; of an animation, read the first frame.
 
-    Transparent parts become white, or black if the visible parts are light.
-
-    Args:
-        source: Path of the file, or a stream with its content.
-        name: Name of the file in errors.
+    Transparent parts become white, or black if the visible parts are light. Errors call the file
+    by `name`.
 
     Raises:
         UsageError: If the file does not exist, is not an image, is damaged or too large.
@@ -54,12 +49,14 @@ def read_photo(source: Path | BinaryIO, name: str) -> Image.Image:
         # Pillow warns about details it corrects, and about sizes that are rejected here anyway.
         with warnings.catch_warnings(action="ignore"), Image.open(source, "r", FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UsageError(
-                    f"{name}: too many pixels ({image.width} × {image.height}), {limit}"
-                )
+                size = f"{image.width} × {image.height}"
+                raise UsageError(f"{name}: too many pixels ({size}), {limit}")
             # A JPEG can be decoded at a fraction of its size; other formats ignore this.
             image.draft(None, (WORKING_SIZE, WORKING_SIZE))
-            return _to_rgb(_upright(_reduce(image)))
+            reduced = _reduce(image)
+            with contextlib.suppress(Exception):  # Pillow documents no errors for damaged EXIF data
+                reduced = ImageOps.exif_transpose(reduced)
+            return _to_rgb(reduced)
     except UsageError:
         raise
     except PermissionError as error:
@@ -84,14 +81,6 @@ def _reduce(image: Image.Image) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Rotate the image as its EXIF data says; damaged EXIF data are ignored."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow's parser documents no errors
-        return image
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB with 8 bits per channel."""
     if image.mode[0] in "IF":  # 16 or 32 bits; nothing states the range, so stretch it
@@ -103,43 +92,34 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     alpha = np.asarray(image.getchannel("A"), dtype=float)
     grey = np.asarray(image.convert("RGB").convert("L"), dtype=float)
-    is_light = (grey * alpha).sum() > LIGHT * alpha.sum()
+    is_light = (grey * alpha).sum() > 127.5 * alpha.sum()
     background = Image.new("RGBA", image.size, "black" if is_light else "white")
     return Image.alpha_composite(background, image).convert("RGB")
 
 
 def prepare(photo: Image.Image, name: str) -> np.ndarray:
-    """Convert an RGB photo of any size to an image like those of Fashion-MNIST.
-
-    Args:
-        photo: The photo, RGB.
-        name: Name of the file in errors.
-
-    Returns:
-        uint8 (28, 28), a light garment on a black background.
+    """Convert an RGB photo to uint8 (28, 28), a light garment on a black background.
 
     Raises:
-        UsageError: If nothing in the photo differs from its background.
+        UsageError: If nothing in the photo differs from its background. It calls the file `name`.
     """
     background = background_colour(photo)
     image = trim(photo, background)
     if image is None:
         raise UsageError(f"{name}: the image shows nothing but its background")
-    image = centre(sharpen(shrink(image)), background)
-    return to_grey(image, background)
+    return to_grey(centre(shrink(image).filter(SHARPENING), background), background)
 
 
 def background_colour(photo: Image.Image) -> Colour:
     """Return the colour of the background: the median of the four corner pixels."""
     corners = np.asarray(photo)[[0, 0, -1, -1], [0, -1, 0, -1]]
-    red, green, blue = np.median(corners, axis=0)
-    return int(red), int(green), int(blue)
+    return tuple(np.median(corners, axis=0).astype(int).tolist())
 
 
 def trim(photo: Image.Image, background: Colour) -> Image.Image | None:
     """Crop the edges that show only background; return None if nothing would remain."""
     distance = np.linalg.norm(np.asarray(photo) - background, axis=2)
-    differs = distance > BACKGROUND_TOLERANCE * math.sqrt(3) * 255
+    differs = distance > BACKGROUND_TOLERANCE
     rows, columns = (np.flatnonzero(differs.mean(axis=axis) > DUST) for axis in (1, 0))
     if not len(rows) or not len(columns):
         return None
@@ -154,11 +134,6 @@ def shrink(image: Image.Image) -> Image.Image:
     scale = IMAGE_SIZE / max(image.size)
     width, height = (max(1, round(scale * edge)) for edge in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def sharpen(image: Image.Image) -> Image.Image:
-    """Sharpen outlines by unsharp masking with a Gaussian of radius 1."""
-    return image.filter(ImageFilter.UnsharpMask(SHARPEN_RADIUS, SHARPEN_PERCENT, SHARPEN_THRESHOLD))
 
 
 def centre(image: Image.Image, background: Colour) -> Image.Image:
@@ -176,7 +151,7 @@ def to_grey(image: Image.Image, background: Colour) -> np.ndarray:
     darker than their background are inverted.
     """
     grey = np.asarray(image.convert("L"), dtype=float)
-    level = float(np.asarray(Image.new("RGB", (1, 1), background).convert("L")).item())
+    level = np.asarray(Image.new("RGB", (1, 1), background).convert("L"), dtype=float).item()
     if (grey - level).sum() < 0:
         grey, level = 255 - grey, 255 - level
     stretched = (grey - level) * 255 / max(255 - level, 1)

@@ -72,13 +72,11 @@ def test_archives_that_arrived_are_kept_for_the_next_try(tmp_path, small_files, 
     assert names(download.raw_folder(tmp_path)) == kept
 
 
-def test_error_names_the_archives_and_their_folder(tmp_path, small_files):
-    with pytest.raises(NoSourceError) as caught:
+def test_error_names_the_reason_the_archives_and_their_folder(tmp_path, small_files):
+    with pytest.raises(NoSourceError, match="refused") as caught:
         load_fashion_mnist(tmp_path)
-    for part in (
-        *(archive for archive, _ in FashionMNIST.resources),
-        download.raw_folder(tmp_path),
-    ):
+    archives = (archive for archive, _ in FashionMNIST.resources)
+    for part in (*archives, download.raw_folder(tmp_path)):
         assert str(part) in str(caught.value)
 
 

@@ -79,7 +79,7 @@ def test_deterministic_algorithms_keep_a_setting_of_the_user(monkeypatch):
             monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
             if given:
                 monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given)
-            environment.use_deterministic_algorithms(torch.device("cpu"))
+            environment.use_deterministic_algorithms(CPU)
             assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == expected
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.backends.cudnn.benchmark
@@ -128,18 +128,17 @@ def test_versions_are_those_of_the_installed_packages():
 
 def test_mps_cannot_be_deterministic():
     with pytest.raises(UsageError, match="mps"):
-        environment.use_deterministic_algorithms(torch.device("mps"))
+        environment.use_deterministic_algorithms(MPS)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_other_environment_is_named_in_a_warning(tmp_path, caplog):
-    cpu = torch.device("cpu")
-    current = environment.describe_environment(cpu)
+    current = environment.describe_environment(CPU)
     assert set(current) == {"torch", "threads", "processor"}
-    environment.warn_of_differences(tmp_path / "file", current, cpu)
+    environment.warn_of_differences(tmp_path / "file", current, CPU)
     assert not caplog.records
-    environment.warn_of_differences(tmp_path / "file", {**current, "threads": 99}, cpu)
-    environment.warn_of_differences(tmp_path / "file", None, cpu)
+    environment.warn_of_differences(tmp_path / "file", {**current, "threads": 99}, CPU)
+    environment.warn_of_differences(tmp_path / "file", None, CPU)
     first, second = (record.getMessage() for record in caplog.records)
     assert "was made with threads 99, this process has threads" in first and "torch" not in first
     assert torch.__version__ in second

@@ -49,12 +49,6 @@ def start_holder():
         process.stdout.close()
 
 
-def end(holder):
-    """Let a process that locks a folder end, and wait for it."""
-    holder.stdin.close()
-    assert holder.wait() == 0
-
-
 @pytest.fixture
 def target(tmp_path_factory):
     """A file outside the folder of the test, which links in it point to."""
@@ -114,6 +108,9 @@ def test_json_is_written_for_people_and_programs(tmp_path):
     text = path.read_text()
     assert json.loads(text) == content
     assert text.startswith('{\n  "a": [\n') and text.endswith("}\n")
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "other.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_folder_is_prepared_with_its_parents_and_stays_empty(tmp_path):
@@ -140,7 +137,7 @@ def test_second_process_is_refused_until_the_first_one_ends(tmp_path, start_hold
     with pytest.raises(UsageError) as caught, lock_folder(tmp_path):
         pass
     assert str(caught.value) == refused
-    end(first)
+    first.communicate()
     with lock_folder(tmp_path):
         assert start_holder(tmp_path)[1] == refused
 
@@ -177,12 +174,6 @@ def test_waiting_ends_when_the_other_process_does_and_is_logged_once(
     assert holder.wait() == 0
 
 
-def test_free_folder_is_locked_without_a_warning(tmp_path, caplog):
-    with lock_folder(tmp_path, wait=True):
-        pass
-    assert not caplog.records
-
-
 def test_files_of_killed_processes_are_removed_and_nothing_else(tmp_path, start_holder):
     (tmp_path / "runs").mkdir()
     parts = [tmp_path / ".a.png.17.part", tmp_path / "runs" / ".cnn.safetensors.18.part"]
@@ -194,7 +185,7 @@ def test_files_of_killed_processes_are_removed_and_nothing_else(tmp_path, start_
     with pytest.raises(UsageError), lock_folder(tmp_path):
         pass
     assert parts[0].exists() and not parts[1].exists()
-    end(holder)
+    holder.communicate()
     with lock_folder(tmp_path):
         assert not parts[0].exists()
     assert all(path.read_bytes() == b"content" for path in others)
@@ -211,12 +202,6 @@ def test_locking_does_not_follow_symbolic_links(tmp_path, target, name):
         with lock_folder(tmp_path):
             assert not (tmp_path / name).is_symlink()
     assert target.read_bytes() == b"precious"
-
-
-def test_json_without_finite_numbers_is_rejected(tmp_path):
-    with pytest.raises(ValueError, match="JSON"):
-        files.write_json(tmp_path / "a.json", {"loss": float("nan")})
-    assert not list(tmp_path.iterdir())
 
 
 def test_files_are_replaced_together_and_stale_ones_removed(tmp_path):
@@ -242,6 +227,7 @@ def test_no_file_is_replaced_after_an_error(tmp_path):
     assert (tmp_path / "old").read_text() == "before"
 
 
-def test_locks_with_different_names_do_not_exclude_each_other(tmp_path):
+def test_locks_with_different_names_do_not_exclude_each_other(tmp_path, caplog):
     with files.lock_folder(tmp_path), files.lock_folder(tmp_path, wait=True, name=".other"):
         assert {path.name for path in tmp_path.iterdir()} == {".lock", ".other"}
+    assert not caplog.records

@@ -162,11 +162,6 @@ def test_next_address_is_used_after_a_bad_server(
         assert len(images) == 240 and len(files(tmp_path)) == 8
 
 
-def test_refused_connection_is_reported(tmp_path, small_files, trial):
-    with trial("lying servers, no other source"), pytest.raises(NoSourceError, match="refused"):
-        load_fashion_mnist(tmp_path)
-
-
 @pytest.mark.parametrize("change", ["one bit", "plain MNIST", "swapped"])
 def test_wrong_archive_is_never_kept(tmp_path, small_files, serve, monkeypatch, trial, change):
     def lie(name, _):
@@ -179,14 +174,11 @@ def test_wrong_archive_is_never_kept(tmp_path, small_files, serve, monkeypatch, 
         wrong = hashlib.md5(lie(TRAIN_IMAGES, None)).hexdigest()
         monkeypatch.setattr(download, "MNIST_MD5", {wrong})
     with trial("lying servers, no other source"):
-        with pytest.raises(
-            NoSourceError, match="plain MNIST" if change == "plain MNIST" else WRONG
-        ):
+        reason = change if change == "plain MNIST" else WRONG
+        with pytest.raises(NoSourceError, match=reason):
             load_fashion_mnist(tmp_path, serve(lie))
-        kept = {path.name for path in files(tmp_path)}
-        assert kept <= (
-            {TRAIN_IMAGES, "train-labels-idx1-ubyte.gz"} if change == "swapped" else set()
-        )
+        intact = {TRAIN_IMAGES, "train-labels-idx1-ubyte.gz"} if change == "swapped" else set()
+        assert {path.name for path in files(tmp_path)} <= intact
 
 
 # Damage on disk
