@@ -8,10 +8,9 @@ saliency.png, embedding.png, and training.gif if the training was recorded with 
 """
 
 import argparse
-import logging
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,29 +20,24 @@ from matplotlib.figure import Figure
 
 from cnn import BLOCK_COUNT
 from fashion import cli, explain, explain_plots
-from fashion.checkpoint import RECORDING_NAME, SUFFIX, Checkpoint, load_recording, load_weights
+from fashion.checkpoint import RECORDING_NAME, SUFFIX, Checkpoint, load_models, load_recording
 from fashion.data import CLASS_NAMES, TITLES, Dataset, load_dataset
+from fashion.explain import IMAGES_PER_UNIT, UNITS_SHOWN
 from fashion.files import RunError, UsageError, prepare_folder
 from fashion.layers import conv_blocks
 from fashion.photo import prepare, read_photo
 from fashion.plots import save_figure
 from models import MODELS, STYLES
 
-CONVOLUTIONAL = "cnn"  # the model of --checkpoint
-LABEL = STYLES[CONVOLUTIONAL].label
 MAX_KERNELS = 64  # more tiles would be too small to read
-UNITS_SHOWN = 8
-IMAGES_PER_UNIT = 9
 # When a model is certain, blacking out a square changes nothing. Saliency shows the images whose
 # least confident prediction is nearest to this probability.
 SALIENCY_CONFIDENCE = 0.8
 
-logger = logging.getLogger(__name__)
-
 
 def main(arguments: argparse.Namespace) -> None:
-    """Load the model, then draw and write one figure after the other."""
-    inputs = Inputs(arguments, load_model(arguments.checkpoint, CONVOLUTIONAL))
+    """Draw and write one figure after the other."""
+    inputs = Inputs(arguments)
     # Reject invalid requests before writing anything.
     check_units(inputs)
     if {"image_transform_grid", "feature_progression"} & set(arguments.only):
@@ -60,50 +54,87 @@ def main(arguments: argparse.Namespace) -> None:
     cli.print_files(files)
 
 
-def load_model(path: Path, name: str) -> Checkpoint:
-    """Load a model of the table from a file; see load_weights for the errors."""
-    command = shlex.join(["python", "fashionmnist.py", "--out", str(path.parent)])
-    with cli.advise(f"train the models with: {command}", UsageError):
-        return load_weights(path, MODELS[name])
+# Options
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line.
+
+    Raises:
+        UsageError: If an argument is unknown, malformed or out of range.
+    """
+    parser = cli.Parser("kernel_vis.py", "Look inside the trained networks.")
+    figures = [*FIGURES, RECORDING]
+    help_only = f"figures to draw, of: {', '.join(figures)} "
+    help_only += "(default: all; with --image FILE the first three)"
+    parser.add_argument("--only", nargs="+", choices=figures, metavar="NAME", help=help_only)
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=cli.OUTPUT_FOLDER / f"cnn{SUFFIX}",
+        metavar="FILE",
+        help="weights of the CNN; other models are read from its folder (default: %(default)s)",
+    )
+    help_image = "number of a test image, from 0, or an image file (default: %(default)s)"
+    parser.add_argument("--image", type=parse_image, default=0, metavar="N|FILE", help=help_image)
+    help_layer = f"convolution to show (default: 1; {BLOCK_COUNT} in top_activations)"
+    parser.add_argument("--layer", type=int, choices=range(1, BLOCK_COUNT + 1), help=help_layer)
+    help_after = "show the feature maps of image_transform_grid after batch norm and ReLU"
+    parser.add_argument("--after", action="store_true", help=help_after)
+    help_units = f"units of top_activations (default: the {UNITS_SHOWN} most class-selective)"
+    number = cli.number_type(int, 0, 1_000_000)
+    parser.add_argument("--units", type=number, nargs="+", metavar="K", help=help_units)
+    cli.add_data_dir_option(parser)
+    cli.add_out_option(parser, "the figures")
+    arguments = parser.parse_args(argv)
+    default = figures[:3] if isinstance(arguments.image, Path) else figures
+    arguments.only = list(dict.fromkeys(arguments.only or default))
+    return arguments
+
+
+def parse_image(text: str) -> int | Path:
+    """Convert the value of --image for argparse: an integer, or else a path."""
+    try:
+        return int(text)
+    except ValueError:
+        return Path(text)
+
+
+# Inputs
 
 
 @dataclass
 class Inputs:
-    """What the figures are drawn from. Each part is loaded or computed when first needed.
-
-    Attributes:
-        arguments: The command line.
-        cnn: The model with convolutions.
-    """
+    """What the figures are drawn from. Each part is loaded or computed when first needed."""
 
     arguments: argparse.Namespace
-    cnn: Checkpoint
 
-    @property
-    def subject(self) -> str:
-        """The model and its dataset, as titles name them."""
-        return f"{LABEL} on {TITLES[self.cnn.dataset]}"
+    def load(self, names: Iterable[str]) -> dict[str, Checkpoint]:
+        """Load the CNN from --checkpoint, and models of these names from its folder."""
+        path = self.arguments.checkpoint
+        paths = {name: path.with_name(f"{name}{SUFFIX}") for name in names} | {"cnn": path}
+        command = shlex.join(["python", "fashionmnist.py", "--out", str(path.parent)])
+        with cli.advise(f"train the models with: {command}", UsageError):
+            return load_models(paths, MODELS)
+
+    @cached_property
+    def cnn(self) -> Checkpoint:
+        """The model of most figures."""
+        return self.load([])["cnn"]
 
     @cached_property
     def models(self) -> dict[str, Checkpoint]:
-        """All models in the folder of the checkpoint; UsageError if their datasets differ."""
-        models = {}
-        for name in MODELS:
-            path = self.arguments.checkpoint.with_name(f"{name}{SUFFIX}")
-            if name != CONVOLUTIONAL and not path.exists():
-                logger.warning("%s does not exist; saliency and embedding omit it", path)
-                continue
-            models[name] = self.cnn if name == CONVOLUTIONAL else load_model(path, name)
-            if models[name].dataset != self.cnn.dataset:
-                raise UsageError(
-                    f"{self.arguments.checkpoint} was trained on {TITLES[self.cnn.dataset]}, "
-                    f"{path} on {TITLES[models[name].dataset]}; train both on the same dataset"
-                )
-        return models
+        """All models, of the figures that compare them."""
+        return self.load(MODELS)
+
+    @property
+    def subject(self) -> str:
+        """The CNN and its dataset, as titles name them."""
+        return f"CNN on {TITLES[self.cnn.dataset]}"
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The dataset that the model was trained on; RunError if it cannot be loaded."""
+        """The dataset that the CNN was trained on."""
         with cli.advise("--data-dir names another folder", RunError):
             return load_dataset(self.cnn.dataset, self.arguments.data_dir)
 
@@ -129,8 +160,7 @@ class Inputs:
     def prediction(self) -> str:
         """The predicted class of the image and its probability, in words."""
         probabilities = self.progression.probabilities
-        label = int(probabilities.argmax())
-        return f"{LABEL} prediction: {CLASS_NAMES[label]} ({probabilities[label]:.0%})"
+        return f"CNN prediction: {CLASS_NAMES[probabilities.argmax()]} ({probabilities.max():.0%})"
 
 
 # Figures
@@ -141,9 +171,8 @@ def choose_kernels(checkpoint: Checkpoint, layer: int) -> tuple[np.ndarray, list
 
     Of larger layers, only the MAX_KERNELS kernels with the largest norms are returned.
     """
-    weights = conv_blocks(checkpoint.model)[layer - 1].conv.weight
-    norms = weights.detach().flatten(1).norm(dim=1).numpy()
-    chosen = np.argsort(-norms, kind="stable")[:MAX_KERNELS]
+    norms = conv_blocks(checkpoint.model)[layer - 1].conv.weight.detach().flatten(1).norm(dim=1)
+    chosen = np.argsort(-norms.numpy(), kind="stable")[:MAX_KERNELS]
     order, kinds = explain.order_kernels(explain.kernel_tiles(checkpoint.model, layer)[0][chosen])
     return chosen[order], list(map(explain_plots.kernel_name, chosen[order], kinds))
 
@@ -153,16 +182,13 @@ def draw_kernel_grid(inputs: Inputs) -> Figure:
     layer = inputs.arguments.layer or 1
     numbers, names = choose_kernels(inputs.cnn, layer)
     tiles, slices = explain.kernel_tiles(inputs.cnn.model, layer)
-    before = conv_blocks(explain.untrained_model(inputs.cnn))[layer - 1].conv.weight
-    detail = f"{len(numbers)} of {len(tiles)} kernels"
+    before = conv_blocks(explain.untrained_model(inputs.cnn))[layer - 1].conv.weight.detach()
+    title = f"Kernels of convolution {layer}, {inputs.subject}\n"
+    title += f"{len(numbers)} of {len(tiles)} kernels"
     if before.shape[1] > 1:
-        detail += f"; shown: the largest of the {before.shape[1]} slices of each"
-    return explain_plots.draw_kernels(
-        tiles[numbers],
-        before.detach().numpy()[numbers, slices[numbers]],
-        names,
-        f"Kernels of convolution {layer}, {inputs.subject}\n{detail}",
-    )
+        title += f"; shown: the largest of the {before.shape[1]} slices of each"
+    before_tiles = before[numbers, slices[numbers]].numpy()
+    return explain_plots.draw_kernels(tiles[numbers], before_tiles, names, title)
 
 
 def draw_image_transform_grid(inputs: Inputs) -> Figure:
@@ -170,24 +196,18 @@ def draw_image_transform_grid(inputs: Inputs) -> Figure:
     layer, after = inputs.arguments.layer or 1, inputs.arguments.after
     numbers, names = choose_kernels(inputs.cnn, layer)
     image, caption = inputs.image
-    progression = inputs.progression
-    maps = (progression.rectified if after else progression.responses)[layer - 1]
+    maps = (inputs.progression.rectified if after else inputs.progression.responses)[layer - 1]
     stage = " after batch norm and ReLU, without pooling" if after else ""
-    return explain_plots.draw_image_transform(
-        image,
-        maps[numbers],
-        names,
-        not after,
-        f"Feature maps of convolution {layer}{stage}, {inputs.subject}\n"
-        f"{caption}; {len(numbers)} of {len(maps)} kernels",
-    )
+    title = f"Feature maps of convolution {layer}{stage}, {inputs.subject}\n"
+    title += f"{caption}; {len(numbers)} of {len(maps)} kernels"
+    return explain_plots.draw_image_transform(image, maps[numbers], names, not after, title)
 
 
 def draw_feature_progression(inputs: Inputs) -> Figure:
     """Draw the activations of the image layer by layer."""
     image, caption = inputs.image
     title = f"Activations layer by layer, {inputs.subject}\n{caption}; {inputs.prediction}"
-    return explain_plots.draw_progression(image, inputs.progression, STYLES[CONVOLUTIONAL], title)
+    return explain_plots.draw_progression(image, inputs.progression, STYLES["cnn"], title)
 
 
 def check_units(inputs: Inputs) -> tuple[int, int]:
@@ -204,9 +224,7 @@ def draw_top_activations(inputs: Inputs) -> Figure:
     """Draw the test images that activate each unit of a layer most."""
     images, labels = inputs.dataset.test_images, inputs.dataset.test_labels
     (layer, count), wanted = check_units(inputs), inputs.arguments.units
-    units = explain.find_units(
-        inputs.cnn, images, labels, layer, UNITS_SHOWN, IMAGES_PER_UNIT, wanted
-    )
+    units = explain.find_units(inputs.cnn, images, labels, layer, wanted)
     shown = f"{len(units)}" if wanted else f"the {len(units)} most class-selective"
     title = (
         f"The {IMAGES_PER_UNIT} test images that activate each unit most, {inputs.subject}\n"
@@ -223,19 +241,24 @@ def draw_saliency(inputs: Inputs) -> Figure:
         name: explain.class_probabilities(model, images) for name, model in inputs.models.items()
     }
     examples = choose_saliency_examples(probabilities, labels)
-    captions = []
+    captions, explanations = [], []
     for index, names in examples.items():
         correct = ", ".join(STYLES[name].label for name in names) or "none"
         captions.append(f"test image {index}: {CLASS_NAMES[labels[index]]}\ncorrect: {correct}")
-    explanations = [
-        {name: explain_image(model, images[index]) for name, model in inputs.models.items()}
-        for index in examples
-    ]
+        by_model = {}
+        for name, model in inputs.models.items():
+            label = int(probabilities[name][index].argmax())
+            by_model[name] = explain_plots.Explanation(
+                label,
+                float(probabilities[name][index, label]),
+                explain.occlusion(model, images[index], label),
+                explain.integrated_gradients(model, images[index], label),
+            )
+        explanations.append(by_model)
     title = f"Saliency maps, {TITLES[inputs.cnn.dataset]}\n"
     title += "red pixels support the predicted class, blue ones oppose it"
-    return explain_plots.draw_saliency(
-        images[list(examples)], captions, explanations, STYLES, title
-    )
+    chosen = images[list(examples)]
+    return explain_plots.draw_saliency(chosen, captions, explanations, STYLES, title)
 
 
 def choose_saliency_examples(
@@ -243,40 +266,23 @@ def choose_saliency_examples(
 ) -> dict[int, tuple[str, ...]]:
     """Choose images of different classes that all models, one, or none classifies correctly.
 
-    Args:
-        probabilities: Class probabilities (N, 10) by model.
-        labels: True classes (N,).
-
-    Returns:
-        The index of each image, with the models that classify it correctly.
+    From class probabilities (N, 10) by model and true classes (N,), return the index of each image
+    with the models that classify it correctly.
     """
     names = tuple(probabilities)
-    cases: dict[tuple[str, ...], int] = {names: 3, (): 3}  # numbers of images
-    if len(names) > 1:
-        cases = {names: 2, **{(name,): 1 for name in names}, (): 1}
+    cases: list[tuple[str, ...]] = [names, names, *((name,) for name in names), ()]
+    if len(names) == 1:
+        cases = [names] * 3 + [()] * 3
     correct = {name: values.argmax(1) == labels for name, values in probabilities.items()}
     confidence = np.min([values.max(1) for values in probabilities.values()], axis=0)
     nearest = np.argsort(np.abs(confidence - SALIENCY_CONFIDENCE), kind="stable")
     chosen: dict[int, tuple[str, ...]] = {}
-    for case, wanted in cases.items():
+    for case in cases:
         fits = np.all([correct[name] == (name in case) for name in names], axis=0)
-        target = len(chosen) + wanted
-        for index in map(int, nearest[fits[nearest]]):
-            if len(chosen) < target and labels[index] not in labels[list(chosen)]:
-                chosen[index] = case
+        fits &= ~np.isin(labels, labels[list(chosen)])
+        for index in nearest[fits[nearest]][:1]:  # none if no image is left
+            chosen[int(index)] = case
     return chosen
-
-
-def explain_image(checkpoint: Checkpoint, image: np.ndarray) -> explain_plots.Explanation:
-    """Return the saliency maps of an image, uint8 (28, 28), for its predicted class."""
-    probabilities = explain.class_probabilities(checkpoint, image[None])[0]
-    label = int(probabilities.argmax())
-    return explain_plots.Explanation(
-        label,
-        float(probabilities[label]),
-        explain.occlusion(checkpoint, image, label),
-        explain.integrated_gradients(checkpoint, image, label),
-    )
 
 
 def draw_embedding(inputs: Inputs) -> Figure:
@@ -291,18 +297,6 @@ def draw_embedding(inputs: Inputs) -> Figure:
     return explain_plots.draw_embedding(places, predictions, labels, STYLES, title)
 
 
-FIGURES: dict[str, Callable[[Inputs], Figure]] = {
-    "kernel_grid": draw_kernel_grid,
-    "image_transform_grid": draw_image_transform_grid,
-    "feature_progression": draw_feature_progression,
-    "top_activations": draw_top_activations,
-    "saliency": draw_saliency,
-    "embedding": draw_embedding,
-}
-FIGURES_OF_ONE_IMAGE = ["kernel_grid", "image_transform_grid", "feature_progression"]
-RECORDING = "training"
-
-
 def write_recording(inputs: Inputs) -> list[Path]:
     """Write training.gif, the first kernels during training, and return its path in a list.
 
@@ -312,91 +306,31 @@ def write_recording(inputs: Inputs) -> list[Path]:
     path = inputs.arguments.checkpoint.with_name(RECORDING_NAME)
     recording = load_recording(path, inputs.cnn.model)
     if recording is None:
-        problem = (
-            f"there is no recording of this {LABEL} in {path}; make one with: "
-            "python fashionmnist.py --record"
-        )
+        problem = f"there is no recording of this CNN in {path}; "
+        problem += "make one with: python fashionmnist.py --record"
         if inputs.arguments.only == [RECORDING]:
             raise UsageError(problem)
         print(f"  skipped: {problem}")
         return []
     numbers, names = choose_kernels(inputs.cnn, 1)
     epochs = [step / recording.steps_per_epoch for step in recording.steps]
-    title = f"First kernels, {inputs.subject}"
-    images = explain_plots.draw_recording(
-        list(recording.kernels[:, numbers, 0].numpy()),
-        names,
-        [f"{title}\nepoch {epoch:.1f} of {epochs[-1]:.0f}" for epoch in epochs],
-    )
+    title = f"First kernels, {inputs.subject}\nepoch"
+    titles = [f"{title} {epoch:.1f} of {epochs[-1]:.0f}" for epoch in epochs]
+    frames = list(recording.kernels[:, numbers, 0].numpy())
     out = inputs.arguments.out / f"{RECORDING}.gif"
-    explain_plots.save_gif(images, out)
+    explain_plots.save_gif(explain_plots.draw_recording(frames, names, titles), out)
     return [out]
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line.
-
-    Raises:
-        UsageError: If an argument is unknown, malformed or out of range.
-    """
-    parser = cli.Parser(
-        "kernel_vis.py",
-        "Look inside the trained networks: kernels, feature maps, units, saliency and embedding.",
-    )
-    figures = [*FIGURES, RECORDING]
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=figures,
-        metavar="NAME",
-        help=f"figures to draw, of: {', '.join(figures)} (default: all; with --image FILE the "
-        "first three)",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        default=cli.OUTPUT_FOLDER / f"{CONVOLUTIONAL}{SUFFIX}",
-        metavar="FILE",
-        help=f"weights of the {LABEL}; other models are read from its folder "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--image",
-        type=parse_image,
-        default=0,
-        metavar="N|FILE",
-        help="number of a test image, from 0, or an image file (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--layer",
-        type=int,
-        choices=range(1, BLOCK_COUNT + 1),
-        help=f"convolution to show (default: 1; {BLOCK_COUNT} in top_activations)",
-    )
-    help_after = "show the feature maps of image_transform_grid after batch norm and ReLU"
-    parser.add_argument("--after", action="store_true", help=help_after)
-    parser.add_argument(
-        "--units",
-        type=cli.number_type(int, 0, 1_000_000),
-        nargs="+",
-        metavar="K",
-        help=f"units of top_activations (default: the {UNITS_SHOWN} most class-selective)",
-    )
-    cli.add_data_dir_option(parser)
-    cli.add_out_option(parser, "the figures")
-    arguments = parser.parse_args(argv)
-    if not arguments.only:
-        arguments.only = FIGURES_OF_ONE_IMAGE if isinstance(arguments.image, Path) else figures
-    arguments.only = list(dict.fromkeys(arguments.only))
-    return arguments
-
-
-def parse_image(text: str) -> int | Path:
-    """Convert the value of --image for argparse: an integer, or else a path."""
-    try:
-        return int(text)
-    except ValueError:
-        return Path(text)
+FIGURES: dict[str, Callable[[Inputs], Figure]] = {
+    "kernel_grid": draw_kernel_grid,
+    "image_transform_grid": draw_image_transform_grid,
+    "feature_progression": draw_feature_progression,
+    "top_activations": draw_top_activations,
+    "saliency": draw_saliency,
+    "embedding": draw_embedding,
+}
+RECORDING = "training"
 
 
 if __name__ == "__main__":

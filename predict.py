@@ -16,10 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from fashion import cli
-from fashion.checkpoint import Checkpoint, load_models
+from fashion.checkpoint import SUFFIX, Checkpoint, load_models
 from fashion.data import CLASS_NAMES, TITLES
 from fashion.explain import class_probabilities, occlusion
 from fashion.explain_plots import PictureReport, draw_reports
@@ -29,7 +28,6 @@ from fashion.plots import save_figure
 from models import MODELS, STYLES
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-STANDARD_INPUT = "-"
 MAX_BYTES = 200_000_000  # of standard input; larger files are hardly pictures
 TOP_CLASSES = 3  # listed for each model
 CONFIDENT = 0.6  # a highest probability below this value is reported as uncertain
@@ -44,32 +42,39 @@ def main(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: At the end, if some pictures could not be used.
     """
+    paths = {name: arguments.checkpoints / f"{name}{SUFFIX}" for name in MODELS}
     command = shlex.join(["python", "fashionmnist.py", "--out", str(arguments.checkpoints)])
     with cli.advise(f"train the models with: {command}", UsageError):
-        models = load_models(arguments.checkpoints, MODELS)
+        models = load_models(paths, MODELS)
     prepare_folder(arguments.out)
+
     reports: list[PictureReport] = []
     errors: list[Exception] = []
     for argument in arguments.pictures:
         try:
-            for name, source in find_pictures(argument):
-                try:
-                    explain = len(reports) < MAX_ROWS
-                    reports.append(classify(name, source, models, explain))
-                except (UsageError, RunError) as error:
-                    errors.append(error)
+            pictures = find_pictures(argument)
         except (UsageError, RunError) as error:
             errors.append(error)
+            continue
+        for name, source in pictures:
+            try:
+                reports.append(classify(name, source, models, len(reports) < MAX_ROWS))
+            except (UsageError, RunError) as error:
+                errors.append(error)
     for reason in errors:
         logger.warning("skipped %s", reason)
 
     if arguments.json:
         print(json.dumps([to_json(report) for report in reports], indent=2))
-    for report in reports if not arguments.json else ():
-        print(to_text(report))
+    else:
+        for report in reports:
+            print(to_text(report))
     if reports:
         path = arguments.out / "prediction.png"
-        save_figure(draw(reports, models), path)
+        title = f"Predictions of models trained on {TITLES[next(iter(models.values())).dataset]}"
+        if len(reports) > MAX_ROWS:
+            title += f"\nthe first {MAX_ROWS} of {len(reports)} pictures"
+        save_figure(draw_reports(reports[:MAX_ROWS], STYLES, title), path)
         if not arguments.json:
             cli.print_files([path])
     if errors:
@@ -84,7 +89,7 @@ def find_pictures(name: str) -> list[tuple[str, Path | io.BytesIO]]:
         UsageError: If a folder holds no pictures, or standard input is too long.
         RunError: If a folder cannot be read.
     """
-    if name == STANDARD_INPUT:
+    if name == "-":
         content = sys.stdin.buffer.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise UsageError(f"standard input: longer than {MAX_BYTES:,} bytes")
@@ -103,13 +108,9 @@ def find_pictures(name: str) -> list[tuple[str, Path | io.BytesIO]]:
 def classify(
     name: str, source: Path | io.BytesIO, models: Mapping[str, Checkpoint], explain: bool
 ) -> PictureReport:
-    """Return the predictions of all models for a picture.
+    """Return the predictions of all models for a picture, a file or a stream with its content.
 
-    Args:
-        name: Name of the picture.
-        source: Path of the file, or a stream with its content.
-        models: The models by name.
-        explain: Whether to keep the photo and compute saliency maps, for the figure.
+    For the figure, explain also keeps the photo and computes saliency maps.
 
     Raises:
         UsageError: If the picture cannot be used.
@@ -118,12 +119,13 @@ def classify(
     photo = read_photo(source, name)
     image = prepare(photo, name)
     probabilities = {key: class_probabilities(models[key], image[None])[0] for key in models}
-    saliency = {}
-    if explain:
-        for key, values in probabilities.items():
-            saliency[key] = occlusion(models[key], image, int(values.argmax()))
-    original = photo if explain else None  # hundreds of photos would fill the memory
-    return PictureReport(name, original, image, probabilities, saliency)
+    if not explain:  # hundreds of photos would fill the memory
+        return PictureReport(name, None, image, probabilities, {})
+    saliency = {
+        key: occlusion(models[key], image, int(values.argmax()))
+        for key, values in probabilities.items()
+    }
+    return PictureReport(name, photo, image, probabilities, saliency)
 
 
 def top_classes(probabilities: np.ndarray) -> list[tuple[str, float]]:
@@ -155,15 +157,6 @@ def to_text(report: PictureReport) -> str:
     return "\n".join(lines)
 
 
-def draw(reports: Sequence[PictureReport], models: Mapping[str, Checkpoint]) -> Figure:
-    """Draw the first pictures with their predictions."""
-    dataset = TITLES[next(iter(models.values())).dataset]  # load_models checks that all agree
-    title = f"Predictions of models trained on {dataset}"
-    if len(reports) > MAX_ROWS:
-        title += f"\nthe first {MAX_ROWS} of {len(reports)} pictures"
-    return draw_reports(reports[:MAX_ROWS], STYLES, title)
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line.
 
@@ -171,12 +164,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         UsageError: If an argument is unknown or malformed.
     """
     parser = cli.Parser("predict.py", "Classify your own pictures with the trained networks.")
-    parser.add_argument(
-        "pictures",
-        nargs="+",
-        metavar="PICTURE",
-        help="picture files, folders of them, or - for one from standard input",
-    )
+    help_pictures = "picture files, folders of them, or - for one from standard input"
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=help_pictures)
     parser.add_argument(
         "--checkpoints",
         type=Path,
@@ -184,12 +173,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="folder with the trained models (default: %(default)s)",
     )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print a JSON list with the file of each picture and, by model, label, probability "
-        f"and top{TOP_CLASSES}",
-    )
+    help_json = "print a JSON list with the file of each picture and, by model, label, "
+    help_json += f"probability and top{TOP_CLASSES}"
+    parser.add_argument("--json", action="store_true", help=help_json)
     cli.add_out_option(parser, "prediction.png")
     return parser.parse_args(argv)
 

@@ -3,11 +3,12 @@
 None of the readers runs code from a file.
 """
 
+import contextlib
 import io
 import json
 import logging
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,41 +25,28 @@ from fashion.layers import Network, conv_blocks
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
-OLD_SUFFIX = ".pt"  # of weights that earlier versions wrote with torch.save
 RECORDING_NAME = f"recording{SUFFIX}"
 # What reading damaged or hostile metadata and weights can raise.
 CONTENT_ERRORS = (
-    KeyError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
     RuntimeError,
+    SafetensorError,
     TypeError,
     ValueError,
-    AttributeError,
-    IndexError,
-    OverflowError,
-    SafetensorError,
 )
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A trained model with everything needed to use it.
-
-    Attributes:
-        model: On the CPU, in evaluation mode.
-        mean, std: Pixel statistics that the model was trained with.
-        class_names: Names of its ten outputs.
-        dataset: Name of the dataset that it was trained on, a key of data.TITLES.
-        seed: Seed of its initial weights.
-        metadata: Everything that the file says, see Trainer.metadata.
-    """
-
-    model: Network
-    mean: float
-    std: float
-    class_names: list[str]
-    dataset: str
-    seed: int
-    metadata: dict[str, Any]
+@contextlib.contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    """Report errors of a block that reads a file of this kind."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
+    except CONTENT_ERRORS as error:
+        raise UsageError(f"{path} is damaged or not a {kind} of this project") from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -79,24 +67,34 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UsageError: If the file is damaged.
         RunError: If it cannot be read.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            # Clones do not depend on the file, which is mapped into memory.
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-            metadata = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
-    except (*CONTENT_ERRORS, RecursionError) as error:
-        raise UsageError(f"{path} is damaged or not a file of this project") from error
-    return tensors, metadata
+    with _reading(path, "file"), safe_open(path, framework="pt") as file:
+        # Clones do not depend on the file, which is mapped into memory.
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+        return tensors, {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model with everything needed to use it.
+
+    Attributes:
+        model: On the CPU, in evaluation mode.
+        mean, std: Pixel statistics that the model was trained with.
+        dataset: Name of the dataset that it was trained on, a key of data.TITLES.
+        seed: Seed of its initial weights.
+        metadata: Everything that the file says, see Trainer.metadata.
+    """
+
+    model: Network
+    mean: float
+    std: float
+    dataset: str
+    seed: int
+    metadata: dict[str, Any]
 
 
 def load_weights(path: Path, network: type[Network]) -> Checkpoint:
-    """Read the weights of a model and rebuild it from the metadata.
-
-    Args:
-        path: The file.
-        network: The class that the file must belong to.
+    """Read the weights of a model of this class and rebuild it from the metadata.
 
     Raises:
         UsageError: If the file is missing, damaged, or belongs to another class.
@@ -105,74 +103,58 @@ def load_weights(path: Path, network: type[Network]) -> Checkpoint:
     if not path.exists():
         raise UsageError(_describe_missing(path))
     weights, metadata = load_tensors(path)
-    name = metadata.get("class")
-    if isinstance(name, str) and name != network.__name__:
-        raise UsageError(f"{path} holds a model of class {name}, not {network.__name__}")
-    try:
+    with _reading(path, "checkpoint"):
+        if (name := metadata["class"]) != network.__name__:
+            raise UsageError(f"{path} holds a model of class {name}, not {network.__name__}")
         # No memory is allocated before the weights fit: arguments can ask for any size.
         with torch.device("meta"):
             model = network(**metadata["arguments"])
         dtypes = [value.dtype for value in model.state_dict().values()]
         model.load_state_dict(weights, assign=True)
         model.to(memory_format=torch.channels_last)
-        checkpoint = Checkpoint(
-            model=model.eval(),
-            mean=float(metadata["mean"]),
-            std=float(metadata["std"]),
-            class_names=[str(each) for each in metadata["class_names"]],
-            dataset=metadata["dataset"],
-            seed=int(metadata["seed"]),
-            metadata=metadata,
-        )
-        numbers = [*model.state_dict().values(), torch.tensor([checkpoint.mean, checkpoint.std])]
-        valid = (
-            name == network.__name__
-            and checkpoint.dataset in TITLES
-            and len(checkpoint.class_names) == CLASS_COUNT
-            and checkpoint.std > 0
-            and 0 <= checkpoint.seed < 2**63
-            and dtypes == [value.dtype for value in model.state_dict().values()]
-            and all(tensor.isfinite().all() for tensor in numbers)
-        )
-    except CONTENT_ERRORS as error:
-        raise UsageError(f"{path} is damaged or not a checkpoint of this project") from error
-    if not valid:
-        raise UsageError(f"{path} is damaged or not a checkpoint of this project")
-    return checkpoint
+        mean, std, seed = float(metadata["mean"]), float(metadata["std"]), int(metadata["seed"])
+        values = list(model.state_dict().values())
+        if not (
+            metadata["dataset"] in TITLES
+            and len(metadata["class_names"]) == CLASS_COUNT
+            and std > 0
+            and 0 <= seed < 2**63
+            and dtypes == [value.dtype for value in values]
+            and all(value.isfinite().all() for value in (*values, torch.tensor([mean, std])))
+        ):
+            raise ValueError("contradictory content")
+        return Checkpoint(model.eval(), mean, std, metadata["dataset"], seed, metadata)
 
 
-def load_models(folder: Path, networks: Mapping[str, type[Network]]) -> dict[str, Checkpoint]:
-    """Load the trained models of a folder, in the order of the networks.
-
-    A missing model is left out with a warning in the log.
-
-    Args:
-        folder: Holds a file NAME.safetensors for each model.
-        networks: The class of each model by name.
+def load_models(
+    paths: Mapping[str, Path], networks: Mapping[str, type[Network]]
+) -> dict[str, Checkpoint]:
+    """Load models by name. One whose file is missing is left out with a warning in the log.
 
     Raises:
-        UsageError: If the folder holds none of the models, if a file is damaged, or if the models
-            were trained on different datasets.
+        UsageError: If all files are missing, if one is damaged, or if the models were trained on
+            different datasets.
         RunError: If a file cannot be read.
     """
-    paths = {name: folder / f"{name}{SUFFIX}" for name in networks}
-    present = {name: path for name, path in paths.items() if path.exists()}
-    if not present:
-        raise UsageError(" and ".join(_describe_missing(path) for path in paths.values()))
-    for name, path in paths.items():
-        if name not in present:
-            logger.warning("%s; this model is left out", _describe_missing(path))
-    models = {name: load_weights(path, networks[name]) for name, path in present.items()}
-    datasets = {name: TITLES[model.dataset] for name, model in models.items()}
-    if len(set(datasets.values())) > 1:
-        trained = ", ".join(f"{name} on {title}" for name, title in datasets.items())
-        raise UsageError(f"the models in {folder} were trained on different data: {trained}")
+    missing = [path for path in paths.values() if not path.exists()]
+    if len(missing) == len(paths):
+        raise UsageError(" and ".join(map(_describe_missing, missing)))
+    for path in missing:
+        logger.warning("%s; this model is left out", _describe_missing(path))
+    models = {
+        name: load_weights(path, networks[name])
+        for name, path in paths.items()
+        if path not in missing
+    }
+    if len({model.dataset for model in models.values()}) > 1:
+        trained = (f"{paths[name]} on {TITLES[model.dataset]}" for name, model in models.items())
+        raise UsageError(f"the models were trained on different data: {', '.join(trained)}")
     return models
 
 
 def _describe_missing(path: Path) -> str:
     """Say that a file is missing, and why, if an earlier version of the project wrote it."""
-    old = path.with_suffix(OLD_SUFFIX)
+    old = path.with_suffix(".pt")
     if old.exists():
         return f"{old} has a format that is no longer read, and {path.name} does not exist"
     return f"{path} does not exist"
@@ -199,10 +181,8 @@ def save_recording(path: Path, frames: Mapping[int, Tensor], steps_per_epoch: in
     Raises:
         RunError: If the file cannot be written.
     """
-    kernels = torch.stack(list(frames.values()))
-    save_tensors(
-        path, {"kernels": kernels}, {"steps": list(frames), "steps_per_epoch": steps_per_epoch}
-    )
+    metadata = {"steps": list(frames), "steps_per_epoch": steps_per_epoch}
+    save_tensors(path, {"kernels": torch.stack(list(frames.values()))}, metadata)
 
 
 def load_recording(path: Path, model: Network) -> Recording | None:
@@ -215,20 +195,17 @@ def load_recording(path: Path, model: Network) -> Recording | None:
     if not path.exists():
         return None
     tensors, metadata = load_tensors(path)
-    try:
+    with _reading(path, "recording"):
         recording = Recording(kernels=tensors["kernels"], **metadata)
-        belongs = torch.equal(recording.kernels[-1], conv_blocks(model)[0].conv.weight)
-        valid = (
+        if not (
             len(recording.steps) == len(recording.kernels)
             and all(isinstance(step, int) and 0 <= step < 2**63 for step in recording.steps)
             and recording.steps_per_epoch > 0
-            and bool(recording.kernels.isfinite().all())
-        )
-    except CONTENT_ERRORS as error:
-        raise UsageError(f"{path} is damaged or not a recording of this project") from error
-    if not valid:
-        raise UsageError(f"{path} is damaged or not a recording of this project")
-    return recording if belongs else None
+            and recording.kernels.isfinite().all()
+        ):
+            raise ValueError("contradictory content")
+        belongs = torch.equal(recording.kernels[-1], conv_blocks(model)[0].conv.weight)
+        return recording if belongs else None
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -249,16 +226,14 @@ def load_state(path: Path) -> dict[str, Any]:
         UsageError: If the file is damaged.
         RunError: If it cannot be read.
     """
+    with _reading(path, "file"):
+        content = io.BytesIO(path.read_bytes())
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with zipfile.ZipFile(content) as archive:
             if archive.testzip():  # torch does not compare the checksums
                 raise ValueError("wrong checksum")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return {**state}
+        content.seek(0)
+        return {**torch.load(content, map_location="cpu", weights_only=True)}
     # torch documents no errors for damaged files, which can fail anywhere in its reader.
     except Exception as error:
         raise UsageError(f"{path} is damaged or not a file to resume from") from error

@@ -3,12 +3,10 @@
 All intervals are two-sided 95 % intervals. The statistics are SciPy's.
 """
 
-import csv
-import io
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -39,24 +37,19 @@ def summarize_values(values: Sequence[float]) -> dict[str, Any]:
     The interval of the mean is Student's. A single value has no interval and no deviation (None).
     """
     array = np.asarray(values, dtype=float)
-    several = len(array) > 1
+    mean, std, interval = array.mean(), None, None
+    if len(array) > 1:
+        std = array.std(ddof=1).item()
+        quantiles = stats.t.ppf([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], len(array) - 1)
+        interval = (mean + stats.sem(array) * quantiles).tolist()
     return {
         "values": array.tolist(),
-        "mean": array.mean().item(),
-        "std": array.std(ddof=1).item() if several else None,
-        "ci95": _interval(array) if several else None,
+        "mean": mean.item(),
+        "std": std,
+        "ci95": interval,
         "min": array.min().item(),
         "max": array.max().item(),
     }
-
-
-def _interval(values: np.ndarray) -> list[float]:
-    """Return the interval of the mean of at least two values."""
-    error = stats.sem(values)
-    if error == 0:
-        return [values.mean().item()] * 2
-    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, values.mean(), error)
-    return [float(low), float(high)]
 
 
 def compare_paired(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
@@ -68,14 +61,10 @@ def compare_paired(first: Sequence[float], second: Sequence[float]) -> dict[str,
 
 
 def mcnemar_exact(first_correct: np.ndarray, second_correct: np.ndarray) -> dict[str, Any]:
-    """Compare two classifiers on the same images with McNemar's exact test.
+    """Compare two classifiers, correct on images or not, bool (N,), with McNemar's exact test.
 
     Only images that exactly one of them classifies correctly are informative. With equal skill,
     each would get half of these (McNemar, Psychometrika 12, 1947; exact as a binomial test).
-
-    Args:
-        first_correct: Whether the first classifier is correct on each image, bool (N,).
-        second_correct: The same for the second one.
     """
     only_first = int((first_correct & ~second_correct).sum())
     only_second = int((second_correct & ~first_correct).sum())
@@ -89,15 +78,13 @@ def mcnemar_exact(first_correct: np.ndarray, second_correct: np.ndarray) -> dict
 
 
 def seeds_needed(std: float, difference: float) -> int:
-    """Return the number of seeds per model needed to detect a difference.
+    """Return the number of seeds per model, at least 2, needed to detect a difference.
+
+    Student's two-sample test then detects it with probability POWER.
 
     Args:
         std: Standard deviation of the accuracy over seeds, above 0.
         difference: Difference between the true mean accuracies, in the same unit, above 0.
-
-    Returns:
-        The smallest number, at least 2, with which Student's two-sample test detects the difference
-        with probability POWER.
     """
     counts = range(2, MAX_SEEDS)
     return counts[bisect_left(counts, POWER, key=lambda count: _power(count, std, difference))]
@@ -142,16 +129,12 @@ def compare(runs: dict[str, list[Run]], dataset: Dataset) -> dict[str, Any]:
         dataset, seeds, models (by name), differences (of each pair of models, the second minus the
         first) and, for exactly two models, difference, the only one of them.
     """
-    labels = dataset.test_labels.cpu().numpy()
     result: dict[str, Any] = {
         "dataset": dataset.title,
         "seeds": [run.seed for run in next(iter(runs.values()))],
-        "models": {
-            name: _describe_model(finished, labels, dataset) for name, finished in runs.items()
-        },
+        "models": {name: _describe_model(finished, dataset) for name, finished in runs.items()},
         "differences": [
-            _describe_difference(runs[first], runs[second], labels)
-            for first, second in combinations(runs, 2)
+            _describe_difference(*pair, dataset) for pair in combinations(runs.values(), 2)
         ],
     }
     if len(runs) == 2:
@@ -159,8 +142,9 @@ def compare(runs: dict[str, list[Run]], dataset: Dataset) -> dict[str, Any]:
     return result
 
 
-def _describe_difference(first: list[Run], second: list[Run], labels: np.ndarray) -> dict[str, Any]:
+def _describe_difference(first: list[Run], second: list[Run], dataset: Dataset) -> dict[str, Any]:
     """Compare two models seed by seed, and image by image for the first seed."""
+    labels = dataset.test_labels.cpu().numpy()
     accuracies = [[run.test.accuracy for run in runs] for runs in (first, second)]
     correct = [runs[0].probabilities.argmax(1) == labels for runs in (first, second)]
     return {
@@ -175,32 +159,35 @@ def _describe_difference(first: list[Run], second: list[Run], labels: np.ndarray
     }
 
 
-def _describe_model(runs: list[Run], labels: np.ndarray, dataset: Dataset) -> dict[str, Any]:
+def _describe_model(runs: list[Run], dataset: Dataset) -> dict[str, Any]:
     """Summarize one model over its seeds."""
-    accuracy = summarize_values([run.test.accuracy for run in runs])
+
+    def summarize(measure: Callable[[Run], float]) -> dict[str, Any]:
+        return summarize_values([measure(run) for run in runs])
+
+    labels, device = dataset.test_labels.cpu().numpy(), dataset.images.device
+    accuracy = summarize(lambda run: run.test.accuracy)
     scores = [scores_by_class(run.test.confusion_matrix) for run in runs]
-    errors = [calibrate(run.probabilities, labels).error for run in runs]
     model = runs[0].build_model()
     return {
         "test_accuracy": accuracy,
-        "flip_averaged_accuracy": summarize_values([run.flip_averaged_accuracy for run in runs]),
-        "validation_accuracy": summarize_values(
-            [run.history[-1]["validation_accuracy"] for run in runs]
-        ),
+        "flip_averaged_accuracy": summarize(lambda run: run.flip_averaged_accuracy),
+        "validation_accuracy": summarize(lambda run: run.history[-1]["validation_accuracy"]),
         "by_class": {
             label: {
                 measure: summarize_values([score[measure][number] for score in scores])
-                for measure in ("precision", "recall", "f1")
+                for measure in scores[0]
             }
             for number, label in enumerate(CLASS_NAMES)
         },
-        "expected_calibration_error": summarize_values(errors),
+        "expected_calibration_error": summarize(
+            lambda run: calibrate(run.probabilities, labels).error
+        ),
         "parameters": runs[0].parameters,
         "multiply_accumulates": count_multiply_accumulates(model),
-        "train_seconds": summarize_values([run.train_seconds for run in runs]),
+        "train_seconds": summarize(lambda run: run.train_seconds),
         "latency_seconds": {
-            str(size): measure_latency(model, size, dataset.images.device)
-            for size in LATENCY_BATCHES
+            str(size): measure_latency(model, size, device) for size in LATENCY_BATCHES
         },
         "seeds_needed": {
             f"{difference:g}": seeds_needed(accuracy["std"], difference)
@@ -235,47 +222,34 @@ class Suspect:
 
 def find_suspects(runs: Sequence[Run], dataset: Dataset) -> list[Suspect]:
     """Return the images whose label every run rejects, by descending agreement."""
-    chosen = dataset.validation_indices
+    held_out = dataset.validation_indices.cpu()
     parts = (
-        ("test", "test_logits", dataset.test_labels, torch.arange(len(dataset.test_labels))),
-        ("validation", "validation_logits", dataset.labels[chosen], chosen),
+        ("test", torch.arange(len(dataset.test_labels)), dataset.test_labels),
+        ("validation", held_out, dataset.labels.cpu()[held_out]),
     )
     suspects = []
-    for part, logits, labels, indices in parts:
+    for part, indices, labels in parts:
         given = labels.cpu().numpy()
-        probabilities = np.stack([getattr(run, logits).softmax(1).numpy() for run in runs])
+        logits = torch.stack([getattr(run, f"{part}_logits") for run in runs])
+        probabilities = logits.softmax(2).numpy()
         highest = probabilities[:, np.arange(len(given)), given].max(0)
         mean = probabilities.mean(0)
-        suspects += [
-            Suspect(
-                part,
-                int(indices[row]),
-                int(given[row]),
-                float(highest[row]),
-                int(mean[row].argmax()),
-                float(mean[row].max()),
-            )
-            for row in np.flatnonzero(highest <= SUSPECT_PROBABILITY)
-        ]
+        rejected = highest <= SUSPECT_PROBABILITY
+        columns = (indices.numpy(), given, highest, mean.argmax(1), mean.max(1))
+        rows = zip(*(column[rejected].tolist() for column in columns), strict=True)
+        suspects += [Suspect(part, *row) for row in rows]
     return sorted(suspects, key=lambda suspect: -suspect.agreement)
 
 
 def suspects_csv(suspects: Sequence[Suspect]) -> str:
     """Return the suspects as CSV, one line each below the column names."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(
-        [
-            "part",
-            "index",
-            "given_label",
-            "highest_probability_of_given_label",
-            "suggested_label",
-            "mean_probability_of_suggested_label",
-        ]
-    )
-    for suspect in suspects:
-        part, index, label, highest, suggestion, agreement = astuple(suspect)
-        names = CLASS_NAMES[label], CLASS_NAMES[suggestion]
-        table.writerow([part, index, names[0], f"{highest:.4f}", names[1], f"{agreement:.4f}"])
-    return text.getvalue()
+    lines = [
+        "part,index,given_label,highest_probability_of_given_label,suggested_label,"
+        "mean_probability_of_suggested_label"
+    ]
+    lines += [
+        f"{each.part},{each.index},{CLASS_NAMES[each.label]},{each.highest:.4f},"
+        f"{CLASS_NAMES[each.suggestion]},{each.agreement:.4f}"
+        for each in suspects
+    ]
+    return "\n".join([*lines, ""])

@@ -18,15 +18,10 @@ CALIBRATION_BINS = 15  # of equal width, as in Guo et al., arXiv:1706.04599
 
 @torch.inference_mode()
 def predict_logits(model: nn.Module, images: Tensor, mean: float, std: float) -> Tensor:
-    """Return a model's logits (N, 10), float32, for images uint8 (N, 28, 28).
+    """Return a model's logits (N, 10), float32, for images uint8 (N, 28, 28) on its device.
 
-    The model is in evaluation mode meanwhile and returns to its previous mode.
-
-    Args:
-        model: Maps normalized images to logits.
-        images: On the device of the model.
-        mean: Mean pixel that the model was trained with.
-        std: Standard deviation of the pixels.
+    The images are normalized with the pixel statistics, those that the model was trained with. The
+    model is in evaluation mode meanwhile and returns to its previous mode.
     """
     training = model.training
     model.eval()
@@ -42,11 +37,9 @@ def average_over_flip(model: nn.Module, images: Tensor, mean: float, std: float)
 
     The arguments are those of predict_logits.
     """
-    views = [
-        predict_logits(model, view, mean, std).log_softmax(1) for view in (images, images.flip(2))
-    ]
+    logits, flipped = (predict_logits(model, x, mean, std) for x in (images, images.flip(2)))
     # Softmax ignores the factor 1/2 of the mean.
-    return torch.logaddexp(*views)
+    return torch.logaddexp(logits.log_softmax(1), flipped.log_softmax(1))
 
 
 @dataclass(frozen=True)
@@ -70,15 +63,14 @@ def evaluate(logits: Tensor, labels: Tensor) -> Evaluation:
     """Compare logits (N, 10) with labels (N,)."""
     pairs = labels * CLASS_COUNT + logits.argmax(1)
     confusion = torch.bincount(pairs, minlength=CLASS_COUNT**2).view(CLASS_COUNT, CLASS_COUNT)
-    correct = confusion.diagonal()
+    rows = confusion.tolist()
     return Evaluation(
         loss=F.cross_entropy(logits, labels).item(),
-        accuracy=(correct.sum() / confusion.sum()).item(),
+        accuracy=(confusion.trace() / confusion.sum()).item(),
         accuracy_by_class=[
-            hits / count if count else None
-            for hits, count in zip(correct.tolist(), confusion.sum(1).tolist(), strict=True)
+            row[label] / sum(row) if any(row) else None for label, row in enumerate(rows)
         ],
-        confusion_matrix=confusion.tolist(),
+        confusion_matrix=rows,
     )
 
 

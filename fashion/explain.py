@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from openTSNE import TSNE
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from fashion.checkpoint import Checkpoint
-from fashion.data import CLASS_COUNT, normalize
-from fashion.evaluation import EVALUATION_BATCH_SIZE, predict_logits
+from fashion.data import CLASS_COUNT, IMAGE_SIZE, normalize
+from fashion.evaluation import predict_logits
 from fashion.layers import Network, conv_blocks
 
 # Side in pixels of the square that occlusion blacks out: about the width of a strap or a heel.
@@ -22,10 +23,9 @@ OCCLUSION_SIZE = 5
 GRADIENT_STEPS = 64
 # Share of a kernel's energy above which one component determines its kind.
 MAJORITY = 0.5
+UNITS_SHOWN, IMAGES_PER_UNIT = 8, 9
 KINDS = ("edge", "spot", "area", "other")
-# openTSNE's default perplexity and half of its default iterations, after which the picture no
-# longer changes visibly.
-PERPLEXITY = 30
+# Half of openTSNE's default iterations, after which the picture no longer changes visibly.
 EMBEDDING = {"early_exaggeration_iter": 150, "n_iter": 300, "random_state": 0}
 
 
@@ -44,17 +44,16 @@ class KernelKind:
     """
 
     kind: str
-    angle: float
-    sign: int
+    angle: float = 0.0
+    sign: int = 0
 
 
 def kernel_tiles(model: Network, layer: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return one slice (height, width) of each kernel of a layer, and the index of that slice.
+    """Return the slice (height, width) with the largest weights of each kernel, and its index.
 
-    Layers are numbered from 1. Kernels after the first layer have one slice per input channel; the
-    one with the largest sum of absolute weights is returned.
+    Layers are numbered from 1. Kernels after the first layer have one slice per input channel.
     """
-    weights = conv_blocks(model)[layer - 1].conv.weight.detach().cpu().numpy()
+    weights = conv_blocks(model)[layer - 1].conv.weight.detach().numpy()
     slices = np.abs(weights).sum(axis=(2, 3)).argmax(axis=1)
     return weights[np.arange(len(weights)), slices], slices
 
@@ -81,15 +80,15 @@ def classify_kernel(kernel: np.ndarray) -> KernelKind:
     offsets = np.arange(len(kernel)) - (len(kernel) - 1) / 2
     if (odd**2).sum() > MAJORITY * energy:
         right, down = (odd * offsets).sum(), (odd * offsets[:, None]).sum()
-        return KernelKind("edge", float(np.degrees(np.arctan2(-down, right))) % 360, 0)
+        return KernelKind("edge", angle=float(np.degrees(np.arctan2(-down, right))) % 360)
     if kernel.size * kernel.mean() ** 2 > MAJORITY * energy:
-        return KernelKind("area", 0.0, int(np.sign(kernel.mean())))
+        return KernelKind("area", sign=int(np.sign(kernel.mean())))
     distance = np.hypot(offsets, offsets[:, None]).round(6)
     rings = [distance == each for each in np.unique(distance)]
     if sum(ring.sum() * kernel[ring].mean() ** 2 for ring in rings) > MAJORITY * energy:
         centre, around = kernel[rings[0]].mean(), kernel[~rings[0]].mean()
-        return KernelKind("spot", 0.0, 1 if centre > around else -1)
-    return KernelKind("other", 0.0, 0)
+        return KernelKind("spot", sign=1 if centre > around else -1)
+    return KernelKind("other")
 
 
 def order_kernels(kernels: np.ndarray) -> tuple[np.ndarray, list[KernelKind]]:
@@ -116,10 +115,8 @@ class Progression:
 
     Attributes:
         responses: Output of each convolution (K, size, size), signed.
-        activations: Output of each block (K, size // 2, size // 2), after pooling, batch norm and
-            ReLU.
-        rectified: Output of each convolution (K, size, size) after batch norm and ReLU, but without
-            pooling.
+        activations: Output of each block (K, size // 2, size // 2).
+        rectified: The same without pooling (K, size, size).
         hidden: Output of each hidden linear layer (width,), after ReLU.
         probabilities: Class probabilities (10,).
     """
@@ -134,52 +131,37 @@ class Progression:
 @torch.inference_mode()
 def follow(checkpoint: Checkpoint, image: np.ndarray) -> Progression:
     """Return the activations of all layers for an image, uint8 (28, 28)."""
-    blocks = conv_blocks(checkpoint.model)
-    convolutions = [block.conv for block in blocks]
-    in_blocks = {layer for block in blocks for layer in block.modules()}
-    hidden = [
-        layer
-        for layer in checkpoint.model.modules()
-        if isinstance(layer, nn.ReLU) and layer not in in_blocks
-    ]
-    logits, outputs = _run(
-        checkpoint.model, to_input(checkpoint, image), [*convolutions, *blocks, *hidden]
-    )
-
-    def first(layers: Sequence[nn.Module]) -> list[np.ndarray]:
-        return [outputs[layer][0].numpy() for layer in layers]
-
-    rectified = [block.relu(block.norm(outputs[block.conv]))[0].numpy() for block in blocks]
-    probabilities = logits[0].softmax(0).numpy()
-    return Progression(first(convolutions), first(blocks), rectified, first(hidden), probabilities)
-
-
-def _run(
-    model: nn.Module, inputs: Tensor, layers: Sequence[nn.Module]
-) -> tuple[Tensor, dict[nn.Module, Tensor]]:
-    """Return the output of a model, and the outputs of some of its layers."""
     outputs: dict[nn.Module, Tensor] = {}
 
     def store(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs[layer] = output
+        outputs[layer] = output[0]
 
-    hooks = [layer.register_forward_hook(store) for layer in layers]
-    try:
-        return model(inputs), outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with register_module_forward_hook(store):
+        logits = checkpoint.model(_to_input(checkpoint, image))
+    blocks = conv_blocks(checkpoint.model)
+    return Progression(
+        responses=[outputs[block.conv].numpy() for block in blocks],
+        activations=[outputs[block].numpy() for block in blocks],
+        rectified=[
+            block.relu(block.norm(outputs[block.conv][None]))[0].numpy() for block in blocks
+        ],
+        hidden=[
+            output.numpy()
+            for layer, output in outputs.items()
+            if isinstance(layer, nn.ReLU) and output.ndim == 1
+        ],
+        probabilities=logits[0].softmax(0).numpy(),
+    )
 
 
-def to_input(checkpoint: Checkpoint, images: np.ndarray) -> Tensor:
-    """Return the model's input (N, 1, 28, 28) for images, uint8 (28, 28) or (N, 28, 28)."""
-    batch = torch.from_numpy(images.copy()).reshape(-1, *images.shape[-2:])
-    return normalize(batch, checkpoint.mean, checkpoint.std)
+def _to_input(checkpoint: Checkpoint, image: np.ndarray) -> Tensor:
+    """Return the model's input (1, 1, 28, 28) for an image, uint8 (28, 28)."""
+    return normalize(torch.tensor(image)[None], checkpoint.mean, checkpoint.std)
 
 
 def class_probabilities(checkpoint: Checkpoint, images: np.ndarray) -> np.ndarray:
     """Return the class probabilities (N, 10) of images, uint8 (N, 28, 28)."""
-    return _predict(checkpoint, torch.from_numpy(images.copy())).softmax(1).numpy()
+    return _predict(checkpoint, torch.tensor(images)).softmax(1).numpy()
 
 
 def _predict(checkpoint: Checkpoint, images: Tensor) -> Tensor:
@@ -197,9 +179,9 @@ class Unit:
     Attributes:
         number: Index in the layer, from 0.
         selectivity: See class_selectivity.
-        images: Indices of the images (N,), the highest activation first.
-        activations: The unit's activation for each image (N,).
-        patches: For each image, top, left and size in pixels of the square that the activation
+        images: Indices of the images (IMAGES_PER_UNIT,), the highest activation first.
+        activations: The unit's activation for each of them.
+        patches: Top, left and size in pixels of the square in each of them that the activation
             depends on. It may extend beyond the image.
     """
 
@@ -208,27 +190,6 @@ class Unit:
     images: np.ndarray
     activations: np.ndarray
     patches: list[tuple[int, int, int]]
-
-
-@torch.inference_mode()
-def strongest_responses(
-    checkpoint: Checkpoint, images: Tensor, layer: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return each unit's maximum activation in each image (N, K), and its position (N, K, 2).
-
-    Activations are the output of a block, numbered from 1, after pooling, batch norm and ReLU.
-    Positions are row and column in the unit's map. The images are uint8 (N, 28, 28).
-    """
-    block = conv_blocks(checkpoint.model)[layer - 1]
-    values, positions = [], []
-    for batch in images.split(EVALUATION_BATCH_SIZE):
-        inputs = normalize(batch, checkpoint.mean, checkpoint.std)
-        maps = _run(checkpoint.model, inputs, [block])[1][block]
-        value, position = maps.flatten(2).max(dim=2)
-        values.append(value)
-        width = maps.shape[3]
-        positions.append(torch.stack((position // width, position % width), dim=2))
-    return torch.cat(values).numpy(), torch.cat(positions).numpy()
 
 
 def class_selectivity(strongest: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -263,28 +224,34 @@ def find_units(
     images: Tensor,
     labels: Tensor,
     layer: int,
-    count: int,
-    examples: int,
     wanted: Sequence[int] | None = None,
 ) -> list[Unit]:
-    """Return units of a convolution with the images that activate them most.
+    """Return units of a convolution, each with the IMAGES_PER_UNIT images that activate it most.
+
+    The activation is the maximum of the unit's map after pooling, batch norm and ReLU.
 
     Args:
-        checkpoint: A model with convolutional blocks.
+        checkpoint: The model.
         images: The images to choose from, uint8 (N, 28, 28).
         labels: Their classes (N,).
         layer: Number of the convolution, from 1.
-        count: Number of units to return, the most selective first.
-        examples: Number of images per unit.
-        wanted: Indices of the units to return instead, in that order.
+        wanted: Indices of the units; by default, those of the UNITS_SHOWN most selective.
     """
-    strongest, positions = strongest_responses(checkpoint, images, layer)
+    block = conv_blocks(checkpoint.model)[layer - 1]
+    maxima: list[tuple[Tensor, Tensor]] = []  # of each batch: values and positions (N, K)
+    with block.register_forward_hook(lambda *call: maxima.append(call[-1].flatten(2).max(dim=2))):
+        _predict(checkpoint, images)
+    strongest, positions = (torch.cat(batches).numpy() for batches in zip(*maxima, strict=True))
+    rows, columns = np.divmod(positions, IMAGE_SIZE // 2**layer)
     selectivity = class_selectivity(strongest, labels.numpy())
-    numbers = np.argsort(-selectivity, kind="stable")[:count] if wanted is None else wanted
+    numbers = np.argsort(-selectivity, kind="stable")[:UNITS_SHOWN] if wanted is None else wanted
     units = []
     for number in map(int, numbers):
-        chosen = np.argsort(-strongest[:, number], kind="stable")[:examples]
-        patches = [receptive_field(layer, *map(int, positions[i, number])) for i in chosen]
+        chosen = np.argsort(-strongest[:, number], kind="stable")[:IMAGES_PER_UNIT]
+        patches = [
+            receptive_field(layer, int(rows[index, number]), int(columns[index, number]))
+            for index in chosen
+        ]
         activations = strongest[chosen, number]
         units.append(Unit(number, float(selectivity[number]), chosen, activations, patches))
     return units
@@ -299,16 +266,12 @@ def occlusion(checkpoint: Checkpoint, image: np.ndarray, label: int) -> np.ndarr
     The image is uint8 (28, 28), the result (28, 28), positive where pixels support the class. From
     Zeiler and Fergus, 2014 (https://arxiv.org/abs/1311.2901).
     """
-    height, width = image.shape
-    rows, columns = np.ogrid[:height, :width]
-    reach = OCCLUSION_SIZE // 2
-    occluded = [
-        np.where((abs(rows - row) <= reach) & (abs(columns - column) <= reach), np.uint8(0), image)
-        for row in range(height)
-        for column in range(width)
-    ]
+    pixels = np.arange(IMAGE_SIZE)
+    near = abs(pixels[:, None] - pixels) <= OCCLUSION_SIZE // 2
+    squares = near[:, None, :, None] & near[:, None, :]  # one (28, 28) around each pixel
+    occluded = np.where(squares, np.uint8(0), image).reshape(-1, *image.shape)
     probabilities = class_probabilities(checkpoint, np.stack([image, *occluded]))[:, label]
-    return (probabilities[0] - probabilities[1:]).reshape(height, width)
+    return (probabilities[0] - probabilities[1:]).reshape(image.shape)
 
 
 def integrated_gradients(checkpoint: Checkpoint, image: np.ndarray, label: int) -> np.ndarray:
@@ -320,8 +283,8 @@ def integrated_gradients(checkpoint: Checkpoint, image: np.ndarray, label: int) 
     Sundararajan et al., 2017 (https://arxiv.org/abs/1703.01365).
     """
     shares = (torch.arange(GRADIENT_STEPS) + 0.5) / GRADIENT_STEPS  # midpoint rule
-    black = to_input(checkpoint, np.zeros_like(image))
-    difference = to_input(checkpoint, image) - black
+    black = _to_input(checkpoint, np.zeros_like(image))
+    difference = _to_input(checkpoint, image) - black
     points = (black + shares.view(-1, 1, 1, 1) * difference).requires_grad_()
     probabilities = checkpoint.model(points).softmax(1)[:, label]
     (gradient,) = torch.autograd.grad(probabilities.sum(), points)
@@ -331,16 +294,12 @@ def integrated_gradients(checkpoint: Checkpoint, image: np.ndarray, label: int) 
 # Embedding
 
 
-@torch.inference_mode()
 def last_hidden(checkpoint: Checkpoint, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return the input of the last linear layer (N, width), and the predicted classes (N,)."""
     *_, output = (layer for layer in checkpoint.model.modules() if isinstance(layer, nn.Linear))
     features: list[Tensor] = []
-    hook = output.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
-    try:
+    with output.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0])):
         logits = _predict(checkpoint, images)
-    finally:
-        hook.remove()
     return torch.cat(features).numpy(), logits.argmax(1).numpy()
 
 
@@ -350,6 +309,6 @@ def embed(features: np.ndarray) -> np.ndarray:
     The method is t-SNE (van der Maaten and Hinton, JMLR 9, 2008) with a fixed seed. Distances
     between separate groups have no meaning.
     """
-    # openTSNE requires at least three times as many points as neighbours.
-    perplexity = min(PERPLEXITY, (len(features) - 1) // 3)
+    # openTSNE's default perplexity. It requires three times as many points.
+    perplexity = min(30, (len(features) - 1) // 3)
     return np.asarray(TSNE(perplexity=perplexity, **EMBEDDING).fit(features))

@@ -15,8 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure, FigureBase, SubFigure
-from matplotlib.image import AxesImage
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -26,10 +25,9 @@ from fashion import plots
 from fashion.data import CLASS_NAMES
 from fashion.explain import KernelKind, Progression, Unit
 from fashion.files import write_file
-from fashion.plots import DIVERGING, GREY, SEQUENTIAL, VERMILION, Style, hide_axes, styled
+from fashion.plots import DIVERGING, GREY, VERMILION, Style, hide_axes, make_figure, styled
 
 TILES_PER_ROW = 8  # of kernels and maps: 32 or 64 tiles fill a page well
-MAPS_PER_BLOCK = 8  # in the feature progression
 EMBEDDINGS_PER_ROW = 3
 # Percentage of the values that a common scale may clip, so that outliers do not make the rest pale.
 # The pointed ends of the colour bar show it.
@@ -49,9 +47,7 @@ OUTLINE = 60  # grey level of the contour line in a saliency map
 CLASS_COLOURS = matplotlib.color_sequences["petroff10"]
 NAME_LENGTH = 26  # characters of a file name that fit above a panel
 GIF_DPI = 64
-GIF_FRAME_MS = 90  # a hundred frames take about ten seconds
-GIF_LAST_MS = 2500
-GIF_COLOURS, GIF_GREYS = 111, 17  # together 128, few enough for a small file
+GIF_FRAME_MS, GIF_LAST_MS = 90, 2500  # a hundred frames take about ten seconds
 
 
 # Kernels and maps
@@ -64,63 +60,60 @@ def kernel_name(number: int, kind: KernelKind) -> str:
     return f"{number} {SIGNS.get((kind.kind, kind.sign), '')}".strip()
 
 
-@styled
+@styled()
 def draw_kernels(
     trained: np.ndarray, untrained: np.ndarray, names: Sequence[str], title: str
 ) -> Figure:
     """Draw kernels (K, height, width) before and after training, on a common scale."""
     columns, rows = _grid_shape(len(trained))
-    figure = Figure(figsize=(2 * 0.78 * columns + 2.2, 0.95 * rows + 1.6))
-    figure.suptitle(title)
+    figure = make_figure(title, 2 * 0.78 * columns + 2.2, 0.95 * rows + 1.6)
     figure.supxlabel(LEGEND, fontsize=9, color=GREY)
-    limit = np.percentile(np.abs([trained, untrained]), 100 - CLIPPED_PERCENT_OF_WEIGHTS) or 1
+    scale = _scale([trained, untrained], CLIPPED_PERCENT_OF_WEIGHTS)
     # The right part also holds the colour bar, which is about as wide as 1.4 tiles.
     widths = (columns, columns + 1.4)
-    parts = figure.subfigures(1, 2, squeeze=False, wspace=0.04, width_ratios=widths).flat
-    heads = {"before training (random)": untrained, "after training": trained}
-    for part, (head, kernels) in zip(parts, heads.items(), strict=True):
-        part.suptitle(head, fontsize=11)
-        panels = part.subplots(rows, columns, squeeze=False)
-        mesh = _draw_tiles(panels, kernels, names, cmap=DIVERGING, vmin=-limit, vmax=limit)
-    _add_bar(part, mesh, panels, "weight", extend="both")
+    left, right = figure.subfigures(1, 2, squeeze=False, wspace=0.04, width_ratios=widths).flat
+    left.suptitle("before training (random)", fontsize=11)
+    right.suptitle("after training", fontsize=11)
+    _draw_tiles(left, untrained, names, scale)
+    _add_bar(right, _draw_tiles(right, trained, names, scale), "weight", extend="both")
     return figure
 
 
-@styled
+@styled()
 def draw_image_transform(
     image: np.ndarray, maps: np.ndarray, names: Sequence[str], signed: bool, title: str
 ) -> Figure:
     """Draw an image and the feature maps of kernels (K, height, width), on a common scale.
 
-    Maps are signed if they are the output of the convolution. After batch norm and ReLU they are
-    not.
+    The output of a convolution is signed; after batch norm and ReLU it is not.
     """
     columns, rows = _grid_shape(len(maps))
     height = 1.2 * rows + 1.1
     widths = (0.8 * height, 1.05 * columns + 1.3)
-    figure = Figure(figsize=(sum(widths), height))
-    figure.suptitle(title)
+    figure = make_figure(title, sum(widths), height)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=widths).flat
     _draw_image(left.subplots(), image, "input image")
-    limit = np.percentile(np.abs(maps), 100 - CLIPPED_PERCENT) or 1
-    panels = right.subplots(rows, columns, squeeze=False)
     right.supxlabel(LEGEND, fontsize=9, color=GREY)
-    if signed:
-        mesh = _draw_tiles(panels, maps, names, cmap=DIVERGING, vmin=-limit, vmax=limit)
-        _add_bar(right, mesh, panels, "response", extend="both")
-    else:
-        mesh = _draw_tiles(panels, maps, names, cmap=SEQUENTIAL, vmin=0, vmax=limit)
-        _add_bar(right, mesh, panels, "activation", extend="max")
+    panels = _draw_tiles(right, maps, names, _scale(maps, CLIPPED_PERCENT, signed))
+    label, extend = ("response", "both") if signed else ("activation", "max")
+    _add_bar(right, panels, label, extend=extend)
     return figure
 
 
-def _grid_shape(count: int) -> tuple[int, int]:
+def _grid_shape(count: int, per_row: int = TILES_PER_ROW) -> tuple[int, int]:
     """Return the numbers of columns and rows of a grid with this number of tiles."""
-    columns = min(count, TILES_PER_ROW)
+    columns = min(count, per_row)
     return columns, -(-count // columns)
 
 
-def _draw_image(axes: Axes, image: np.ndarray | Image.Image, title: str) -> None:
+def _scale(values: Any, clipped: float = 0, signed: bool = True) -> dict[str, Any]:
+    """Return colours and limits for values, of which the scale may clip this percentage."""
+    limit = np.percentile(np.abs(values), 100 - clipped) or 1
+    low, colours = (-limit, DIVERGING) if signed else (0, plots.SEQUENTIAL)
+    return {"cmap": colours, "vmin": low, "vmax": limit}
+
+
+def _draw_image(axes: Axes, image: np.ndarray | Image.Image, title: str = "") -> None:
     """Draw a greyscale or RGB image with its title."""
     axes.imshow(image, vmin=0, vmax=255)
     axes.set_title(title, fontsize=9)
@@ -128,26 +121,25 @@ def _draw_image(axes: Axes, image: np.ndarray | Image.Image, title: str) -> None
 
 
 def _draw_tiles(
-    panels: np.ndarray, tiles: np.ndarray, names: Iterable[object], **scale: Any
-) -> AxesImage:
-    """Fill panels with named tiles on a common scale; return one of them for the colour bar."""
+    part: FigureBase, tiles: np.ndarray, names: Iterable[object], scale: Mapping[str, Any]
+) -> np.ndarray:
+    """Draw a grid of named tiles on a common scale; return its panels."""
+    columns, rows = _grid_shape(len(tiles))
+    panels = part.subplots(rows, columns, squeeze=False)
     for axes, tile, name in zip(panels.flat, tiles, names, strict=False):
-        mesh = axes.imshow(tile, **scale)
+        axes.imshow(tile, **scale)
         axes.set_title(f"{name}", fontsize=8, pad=2)
-    for axes in panels.flat:
-        hide_axes(axes)
-    return mesh
+    hide_axes(*panels.flat)
+    return panels
 
 
-def _add_bar(
-    part: FigureBase, mesh: AxesImage, panels: np.ndarray, label: str, **keywords: Any
-) -> None:
-    """Add a colour bar beside panels without moving them in their grid."""
+def _add_bar(part: FigureBase, panels: np.ndarray, label: str, **keywords: Any) -> None:
+    """Add the colour bar of panels with a common scale beside them, without moving them."""
     look = {"aspect": 30, "shrink": 0.9, "panchor": False} | keywords
-    part.colorbar(mesh, ax=panels, label=label, **look)
+    part.colorbar(panels[0, 0].images[0], ax=panels, label=label, **look)
 
 
-@styled
+@styled()
 def draw_progression(
     image: np.ndarray, progression: Progression, style: Style, title: str
 ) -> Figure:
@@ -158,44 +150,33 @@ def draw_progression(
     informative. See explain.follow.
     """
     blocks, hidden = progression.activations, progression.hidden
-    heights = [1.5, *[1.5] * len(blocks), *[0.9 * len(hidden)] * bool(hidden), 2.6]
-    figure = Figure(figsize=(1.25 * MAPS_PER_BLOCK + 1.5, sum(heights) + 1.1))
-    figure.suptitle(title)
-    first, *rows, last = figure.subfigures(
-        len(heights), 1, squeeze=False, height_ratios=heights
-    ).flat
-    side = " × ".join(map(str, image.shape))
-    first.suptitle(f"input: {side} pixels", fontsize=10)
-    _draw_image(first.subplots(), image, "")
-    for number, (row, maps) in enumerate(zip(rows, blocks, strict=False), start=1):
-        strongest = np.argsort(-maps.std(axis=(1, 2)), kind="stable")[:MAPS_PER_BLOCK]
+    heights = (1.5, *[1.5] * len(blocks), 0.9 * len(hidden), 2.6)
+    figure = make_figure(title, 1.25 * TILES_PER_ROW + 1.5, sum(heights) + 1.1)
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights).flat
+    first, *rows, strips, last = parts
+    first.suptitle(f"input: {' × '.join(map(str, image.shape))} pixels", fontsize=10)
+    _draw_image(first.subplots(), image)
+    for number, (row, maps) in enumerate(zip(rows, blocks, strict=True), start=1):
+        strongest = np.argsort(-maps.std(axis=(1, 2)), kind="stable")[:TILES_PER_ROW]
         row.suptitle(
             f"output of block {number}: the {len(strongest)} most varied of {len(maps)} feature "
             f"maps, {maps.shape[1]} × {maps.shape[2]} values each",
             fontsize=10,
         )
-        panels = row.subplots(1, MAPS_PER_BLOCK, squeeze=False)
-        top = maps[strongest].max() or 1
-        scale = {"cmap": SEQUENTIAL, "vmin": 0, "vmax": top}
-        mesh = _draw_tiles(panels, maps[strongest], strongest, **scale)
-        _add_bar(row, mesh, panels, "activation", aspect=10, shrink=1)
-    if hidden:
-        _draw_hidden(rows[-1], hidden)
+        scale = _scale(maps[strongest], signed=False)
+        panels = _draw_tiles(row, maps[strongest], strongest, scale)
+        _add_bar(row, panels, "activation", aspect=10, shrink=1)
+    widths = ", ".join(str(len(values)) for values in hidden)
+    strips.suptitle(f"hidden linear layers ({widths} units), one stripe per unit", fontsize=10)
+    panels = strips.subplots(len(hidden), 1, squeeze=False)
+    scale = _scale(np.concatenate(hidden), signed=False)
+    for axes, values in zip(panels.flat, hidden, strict=True):
+        axes.imshow(values[None], aspect="auto", **scale)
+    hide_axes(*panels.flat)
+    _add_bar(strips, panels, "activation", aspect=10, shrink=1)
     last.suptitle("output: class probabilities", fontsize=10)
     _draw_probabilities(last.subplots(), {style: progression.probabilities}, upright=True)
     return figure
-
-
-def _draw_hidden(part: SubFigure, hidden: Sequence[np.ndarray]) -> None:
-    """Draw the units of each hidden layer as a strip."""
-    widths = ", ".join(str(len(values)) for values in hidden)
-    part.suptitle(f"hidden linear layers ({widths} units), one stripe per unit", fontsize=10)
-    top = max(values.max() for values in hidden) or 1
-    panels = part.subplots(len(hidden), 1, squeeze=False)
-    for axes, values in zip(panels.flat, hidden, strict=True):
-        mesh = axes.imshow(values[None], cmap=SEQUENTIAL, vmin=0, vmax=top, aspect="auto")
-        hide_axes(axes)
-    _add_bar(part, mesh, panels, "activation", aspect=10, shrink=1)
 
 
 def _draw_probabilities(
@@ -209,20 +190,18 @@ def _draw_probabilities(
         bars = draw(places + offset, values, thickness, color=style.colour, label=style.label)
         texts = [f"{value:.0%}" if value >= 0.01 else "" for value in values]
         axes.bar_label(bars, texts, padding=2, fontsize=8 if upright else 7)
-    number_axis, class_axis = (axes.yaxis, axes.xaxis) if upright else (axes.xaxis, axes.yaxis)
-    class_axis.set_ticks(places, CLASS_NAMES, fontsize=9)
-    class_axis.grid(False)
-    plots.format_percent(number_axis)
+    numbers, classes = (axes.yaxis, axes.xaxis) if upright else (axes.xaxis, axes.yaxis)
+    classes.set_ticks(places, CLASS_NAMES, fontsize=9)
+    classes.grid(False)
+    classes.set_inverted(not upright)
     (axes.set_ylim if upright else axes.set_xlim)(0, 1.15)
-    number_axis.set_ticks([0, 0.5, 1])
-    if not upright:
-        axes.invert_yaxis()
+    numbers.set_ticks([0, 0.5, 1], ["0%", "50%", "100%"])
 
 
 # Units
 
 
-@styled
+@styled()
 def draw_top_activations(
     units: Sequence[Unit], images: np.ndarray, labels: np.ndarray, title: str
 ) -> Figure:
@@ -232,24 +211,19 @@ def draw_top_activations(
     explain.find_units.
     """
     columns = len(units[0].images)
-    figure = Figure(figsize=(1.12 * columns + 2.2, 1.38 * len(units) + 1.1))
-    figure.suptitle(title)
+    figure = make_figure(title, 1.12 * columns + 2.2, 1.38 * len(units) + 1.1)
     panels = figure.subplots(len(units), columns, squeeze=False)
     for row, unit in zip(panels, units, strict=True):
-        for axes, index, activation, (top, left, size) in zip(
-            row, unit.images, unit.activations, unit.patches, strict=True
-        ):
-            # The part of the patch inside the image.
-            x, y = max(left, 0), max(top, 0)
-            height, width = np.minimum((top + size, left + size), images.shape[1:]) - (y, x)
-            patch = np.s_[y : y + height, x : x + width]
+        examples = zip(row, unit.images, unit.activations, unit.patches, strict=True)
+        for axes, index, activation, (top, left, size) in examples:
+            x, y = max(left, 0), max(top, 0)  # the patch can exceed the image
+            patch = images[index, y : top + size, x : left + size]
+            height, width = patch.shape
             shown = images[index] * DIMMED
-            shown[patch] = images[index][patch]
-            _draw_image(axes, shown, "")
-            # Pixels extend by 0.5 around their coordinates.
-            frame = Rectangle((x - 0.5, y - 0.5), width, height, fill=False)
-            frame.set(edgecolor=VERMILION, linewidth=1.5)
-            axes.add_patch(frame)
+            shown[y : y + height, x : x + width] = patch
+            _draw_image(axes, shown)
+            corner = (x - 0.5, y - 0.5)  # pixels extend by 0.5 around their coordinates
+            axes.add_patch(Rectangle(corner, width, height, fill=False, ec=VERMILION, lw=1.5))
             axes.set_title(f"{CLASS_NAMES[labels[index]]}\n{activation:.1f}", fontsize=7.5, pad=2)
         text = f"unit {unit.number}\nselectivity {unit.selectivity:.2f}"
         row[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9)
@@ -261,13 +235,9 @@ def draw_top_activations(
 
 @dataclass(frozen=True)
 class Explanation:
-    """The saliency of one image for one model.
+    """The saliency of one image for one model's predicted class, which has this probability.
 
-    Attributes:
-        label: The predicted class.
-        probability: Its probability.
-        occlusion, gradients: Saliency maps (28, 28), see explain.occlusion and
-            explain.integrated_gradients.
+    The saliency maps (28, 28) are those of explain.occlusion and explain.integrated_gradients.
     """
 
     label: int
@@ -276,7 +246,7 @@ class Explanation:
     gradients: np.ndarray
 
 
-@styled
+@styled()
 def draw_saliency(
     images: np.ndarray,
     captions: Sequence[str],
@@ -289,50 +259,47 @@ def draw_saliency(
     Each method has one scale for all images and models, so its maps can be compared. Each image,
     uint8 (28, 28), has a caption and an explanation of every model.
     """
+    effect = "predicted class's probability"
     methods = {
-        "occlusion": "Occlusion: decrease of the predicted class's probability when a square here "
-        "is black",
-        "gradients": "Integrated gradients: contribution of this pixel to the predicted class's "
-        "probability",
+        "occlusion": f"Occlusion: decrease of the {effect} when a square here is black",
+        "gradients": f"Integrated gradients: contribution of this pixel to the {effect}",
     }
     names = list(explanations[0])
     columns = 1 + len(methods) * len(names)
-    figure = Figure(figsize=(1.9 * columns + 1, 2.15 * len(images) + 2))
-    figure.suptitle(title)
+    figure = make_figure(title, 1.9 * columns + 1, 2.15 * len(images) + 2)
     panels = figure.subplots(len(images), columns, squeeze=False)
     for axes, image, caption in zip(panels[:, 0], images, captions, strict=True):
         _draw_image(axes, image, caption)
-    for start, (method, label) in zip(range(1, columns, len(names)), methods.items(), strict=True):
-        part = panels[:, start : start + len(names)]
+    parts = np.split(panels[:, 1:], len(methods), axis=1)
+    for part, (method, label) in zip(parts, methods.items(), strict=True):
         values = [getattr(each[name], method) for each in explanations for name in names]
-        limit = np.percentile(np.abs(values), 100 - CLIPPED_PERCENT) or 1
+        scale = _scale(values, CLIPPED_PERCENT)
         for row, image, by_model in zip(part, images, explanations, strict=True):
-            for axes, name in zip(row, names, strict=True):
-                explanation, style = by_model[name], styles[name]
-                mesh = _draw_saliency_map(axes, image, getattr(explanation, method), limit)
+            for axes, (name, explanation) in zip(row, by_model.items(), strict=True):
+                _draw_saliency_map(axes, image, getattr(explanation, method), scale)
                 prediction = f"{CLASS_NAMES[explanation.label]}\n{explanation.probability:.0%}"
+                style = styles[name]
                 axes.set_title(f"{style.label}: {prediction}", fontsize=9, color=style.colour)
         ticks = MaxNLocator(4, symmetric=True)  # more labels would overlap
         text = fill(label, 24 * len(names))
-        _add_bar(figure, mesh, part, text, location="top", extend="both", ticks=ticks, **PERCENT)
+        _add_bar(figure, part, text, location="top", extend="both", ticks=ticks, **PERCENT)
     return figure
 
 
 def _draw_saliency_map(
-    axes: Axes, image: np.ndarray, values: np.ndarray, limit: float
-) -> AxesImage:
+    axes: Axes, image: np.ndarray, values: np.ndarray, scale: Mapping[str, Any]
+) -> None:
     """Draw signed values over the outline of the image."""
-    mesh = axes.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit)
+    axes.imshow(values, **scale)
     if image.max() > OUTLINE > image.min():
         axes.contour(image, levels=[OUTLINE], colors=[GREY], linewidths=0.7)
     hide_axes(axes)
-    return mesh
 
 
 # Embedding
 
 
-@styled
+@styled()
 def draw_embedding(
     places: Mapping[str, np.ndarray],
     predictions: Mapping[str, np.ndarray],
@@ -344,10 +311,8 @@ def draw_embedding(
 
     See explain.last_hidden and explain.embed.
     """
-    columns = min(len(places), EMBEDDINGS_PER_ROW)
-    rows = -(-len(places) // columns)
-    figure = Figure(figsize=(max(9, 6.3 * columns + 0.4), 6.2 * rows + 1.2))
-    figure.suptitle(title)
+    columns, rows = _grid_shape(len(places), EMBEDDINGS_PER_ROW)
+    figure = make_figure(title, max(9, 6.3 * columns + 0.4), 6.2 * rows + 1.2)
     caption = (
         "t-SNE: each point is an image, coloured by its true class; errors are circled in black. "
         "Names mark the median of each class. Nearby points are similar in the last hidden layer; "
@@ -355,24 +320,19 @@ def draw_embedding(
     )
     figure.supxlabel(fill(caption, max(110, 80 * columns)), fontsize=9, color=GREY)
     panels = figure.subplots(rows, columns, squeeze=False)
+    halo = [withStroke(linewidth=3, foreground="white")]
+    text = {"ha": "center", "va": "center", "weight": "bold", "path_effects": halo}
+    colours = np.array(CLASS_COLOURS)[labels]
     for axes, (name, points) in zip(panels.flat, places.items(), strict=False):
-        wrong = predictions[name] != labels
-        colours = np.array(CLASS_COLOURS)[labels]
+        style, wrong = styles[name], predictions[name] != labels
         axes.scatter(*points[~wrong].T, s=3, c=colours[~wrong], linewidths=0, rasterized=True)
         axes.scatter(*points[wrong].T, s=9, c=colours[wrong], edgecolors="black", linewidths=0.6)
-        halo = [withStroke(linewidth=3, foreground="white")]
-        text = {"ha": "center", "va": "center", "weight": "bold", "path_effects": halo}
         for label in np.unique(labels):
-            x, y = np.median(points[labels == label], axis=0)
-            axes.text(x, y, CLASS_NAMES[label], **text)
-        style = styles[name]
+            axes.text(*np.median(points[labels == label], axis=0), CLASS_NAMES[label], **text)
         axes.set_title(f"{style.label}: {wrong.mean():.1%} errors", color=style.colour)
-        low, high = points.min(axis=0), points.max(axis=0)
-        middle, reach = (low + high) / 2, 0.53 * (high - low).max()  # half the extent and a margin
-        limits = np.stack([middle - reach, middle + reach], axis=1)
-        axes.set(xlim=limits[0], ylim=limits[1], aspect="equal")
-    for axes in panels.flat:
-        hide_axes(axes)
+        axes.set(box_aspect=1, xmargin=0.03, ymargin=0.03)
+        axes.set_aspect("equal", "datalim")
+    hide_axes(*panels.flat)
     return figure
 
 
@@ -387,22 +347,21 @@ def draw_recording(
     Each frame has its own title.
     """
     columns, rows = _grid_shape(len(names))
-    limit = np.percentile(np.abs(frames[-1]), 100 - CLIPPED_PERCENT_OF_WEIGHTS) or 1
-    with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(0.85 * columns + 1.4, 1.0 * rows + 0.9), dpi=GIF_DPI)
+    with styled():
+        figure = Figure(figsize=(0.85 * columns + 1.4, rows + 0.9), dpi=GIF_DPI)
         canvas = FigureCanvasAgg(figure)
-        panels = figure.subplots(rows, columns, squeeze=False)
-        mesh = _draw_tiles(panels, frames[-1], names, cmap=DIVERGING, vmin=-limit, vmax=limit)
-        _add_bar(figure, mesh, panels, "weight", extend="both")
-        title = figure.suptitle(titles[-1])
+        scale = _scale(frames[-1], CLIPPED_PERCENT_OF_WEIGHTS)
+        panels = _draw_tiles(figure, frames[-1], names, scale)
+        _add_bar(figure, panels, "weight", extend="both")
+        heading = figure.suptitle(titles[-1])
         canvas.draw()
         figure.set_layout_engine("none")  # the layout must not change between frames
-        for kernels, text in zip(frames, titles, strict=True):
+        for kernels, title in zip(frames, titles, strict=True):
             for axes, kernel in zip(panels.flat, kernels, strict=False):
                 axes.images[0].set_data(kernel)
-            title.set_text(text)
+            heading.set_text(title)
             canvas.draw()
-            yield Image.fromarray(np.asarray(canvas.buffer_rgba()).copy()).convert("RGB")
+            yield Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def save_gif(images: Iterable[Image.Image], path: Path) -> None:
@@ -412,18 +371,17 @@ def save_gif(images: Iterable[Image.Image], path: Path) -> None:
         RunError: If the file cannot be written.
     """
     # One palette for all frames, of the weights' colours and greys for text. Palettes chosen from
-    # the pixels would flicker, and dithering would look like weights.
-    colours = matplotlib.colormaps[DIVERGING](np.linspace(0, 1, GIF_COLOURS))[:, :3]
-    greys = np.linspace((0, 0, 0), (1, 1, 1), GIF_GREYS)
+    # the pixels would flicker, and dithering would look like weights. 128 colours keep it small.
+    colours = matplotlib.colormaps[DIVERGING](np.linspace(0, 1, 111))[:, :3]
+    greys = np.linspace((0, 0, 0), (1, 1, 1), 17)
     palette = Image.new("P", (1, 1))
     palette.putpalette(np.uint8(255 * np.vstack([colours, greys])).tobytes())
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     durations = [GIF_FRAME_MS] * (len(frames) - 1) + [GIF_LAST_MS]
-    buffer = io.BytesIO()
-    frames[0].save(
-        buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
-    )
-    write_file(path, buffer.getvalue())
+    content = io.BytesIO()
+    keywords = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0}
+    frames[0].save(content, "GIF", **keywords)
+    write_file(path, content.getvalue())
 
 
 # Predictions
@@ -431,10 +389,9 @@ def save_gif(images: Iterable[Image.Image], path: Path) -> None:
 
 @dataclass(frozen=True)
 class PictureReport:
-    """A picture and the models' predictions for it.
+    """A picture file and the models' predictions for it.
 
     Attributes:
-        name: File name.
         original: The picture in RGB, of any size; None if it is not drawn.
         seen: The input of the models, uint8 (28, 28).
         probabilities: Class probabilities (10,) by model.
@@ -448,18 +405,17 @@ class PictureReport:
     saliency: dict[str, np.ndarray]
 
 
-@styled
+@styled()
 def draw_reports(
     reports: Sequence[PictureReport], styles: Mapping[str, Style], title: str
 ) -> Figure:
     """Draw a row for each picture: the original, the models' input, probabilities and saliency."""
     names = list(reports[0].probabilities)
     height = max(2.75, 1 + 0.9 * len(names))  # inches per row, for the labels of the bars
-    figure = Figure(figsize=(9.5 + 2 * len(names), height * len(reports) + 1.5))
-    figure.suptitle(title)
+    figure = make_figure(title, 9.5 + 2 * len(names), height * len(reports) + 1.5)
     widths = (1, 1, 1.5, *[1] * len(names))
     panels = figure.subplots(len(reports), len(widths), squeeze=False, width_ratios=widths)
-    limit = np.abs([report.saliency[name] for report in reports for name in names]).max() or 1
+    scale = _scale([list(report.saliency.values()) for report in reports])
     for row, report in zip(panels, reports, strict=True):
         if report.original:
             _draw_image(row[0], report.original, shorten(report.name))
@@ -468,12 +424,12 @@ def draw_reports(
         # Above the panel, where no bar reaches.
         row[2].legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=len(names))
         for axes, name in zip(row[3:], names, strict=True):
-            mesh = _draw_saliency_map(axes, report.seen, report.saliency[name], limit)
+            _draw_saliency_map(axes, report.seen, report.saliency[name], scale)
             guess = CLASS_NAMES[report.probabilities[name].argmax()]
             text = f"{styles[name].label}\nsaliency for {guess}"
             axes.set_title(text, fontsize=9, color=styles[name].colour)
     label = "decrease of the probability\nwhen a square here is black"
-    _add_bar(figure, mesh, panels[:, 3:], label, location="bottom", **PERCENT)
+    _add_bar(figure, panels[:, 3:], label, location="bottom", **PERCENT)
     return figure
 
 

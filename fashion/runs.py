@@ -101,12 +101,7 @@ class Run:
 
 
 def score(trainer: Trainer, name: str) -> Run:
-    """Score a finished training on the test images, the only time they are used.
-
-    Args:
-        trainer: All its epochs are done.
-        name: Name of the model.
-    """
+    """Score a finished training on the test images, the only time they are used."""
     dataset, model = trainer.dataset, trainer.averaged
     settings = dataset.mean, dataset.std
     validation_images = dataset.images[dataset.validation_indices]
@@ -135,39 +130,25 @@ def run_path(folder: Path, name: str, seed: int, suffix: str) -> Path:
 
 
 def save_weights(path: Path, run: Run) -> None:
-    """Write a run's weights as a checkpoint; see checkpoint.load_weights.
-
-    Raises:
-        RunError: If the file cannot be written.
-    """
+    """Write a run's weights as a checkpoint; RunError if the file cannot be written."""
     save_tensors(path, run.weights, run.metadata)
 
 
 def save_run(folder: Path, run: Run) -> None:
-    """Write the files of a run: weights, predictions, and figures.
-
-    The figures in NAME-seedN.json are written last, so a run with this file is complete.
-
-    Raises:
-        RunError: If a file cannot be written.
-    """
-    save_weights(run_path(folder, run.name, run.seed, SUFFIX), run)
+    """Write the files of a run: weights, predictions, and figures; RunError if that fails."""
+    path = run_path(folder, run.name, run.seed, ".json")
+    save_weights(path.with_suffix(SUFFIX), run)
     logits = {"validation_logits": run.validation_logits, "test_logits": run.test_logits}
-    save_tensors(run_path(folder, run.name, run.seed, f".logits{SUFFIX}"), logits, {})
-    figures = {"identity": run.identity, **run.figures()}
-    write_json(run_path(folder, run.name, run.seed, ".json"), figures)
+    save_tensors(path.with_suffix(f".logits{SUFFIX}"), logits, {})
+    # Last, so that a run with this file is complete.
+    write_json(path, {"identity": run.identity, **run.figures()})
 
 
 def find_run(folder: Path, name: str, trainer: Trainer) -> Run | None:
     """Return the saved run that a trainer would repeat, or None if there is none.
 
-    Args:
-        folder: Where runs are saved.
-        name: Name of the model.
-        trainer: Has the settings and the dataset of the run.
-
     Raises:
-        UsageError: If the saved run has other settings or is damaged.
+        UsageError: If the saved run has other settings or data, or is damaged.
         RunError: If it cannot be read.
     """
     path = run_path(folder, name, trainer.seed, ".json")
@@ -177,36 +158,42 @@ def find_run(folder: Path, name: str, trainer: Trainer) -> Run | None:
     try:
         figures = json.loads(path.read_bytes())
         saved = figures["identity"]
-        keys = identity | saved  # subclasses of Trainer add settings
-        different = next((key for key in keys if saved.get(key) != identity.get(key)), None)
-        if different is None:
-            weights, metadata = load_tensors(path.with_suffix(SUFFIX))
-            logits, _ = load_tensors(path.with_suffix(f".logits{SUFFIX}"))
-            test_logits = logits["test_logits"]
-            # Rejects weights and metadata that do not fit the model.
-            with torch.device("meta"):
-                trainer.network(**metadata["arguments"]).load_state_dict(weights, assign=True)
-            warn_of_differences(path, metadata["environment"], trainer.device)
-            return Run(
-                name=name,
-                network=trainer.network,
-                identity=saved,
-                weights=weights,
-                metadata=metadata,
-                history=figures["history"],
-                epoch_seconds=figures["epoch_seconds"],
-                validation_logits=logits["validation_logits"],
-                test_logits=test_logits,
-                test=evaluate(test_logits, trainer.dataset.test_labels.cpu()),
-                flip_averaged_accuracy=figures["flip_averaged_accuracy"],
-                tested_at=figures["tested_at"],
-            )
+        for key in identity | saved:  # subclasses of Trainer add settings
+            if saved.get(key) != identity.get(key):
+                raise UsageError(
+                    f"{path} is a run with {key} {saved.get(key)}, this series has "
+                    f"{identity.get(key)}; runs with different settings or data are not mixed"
+                )
+        weights, metadata = load_tensors(path.with_suffix(SUFFIX))
+        logits, _ = load_tensors(path.with_suffix(f".logits{SUFFIX}"))
+        # Rejects weights and metadata that do not fit the model.
+        with torch.device("meta"):
+            trainer.network(**metadata["arguments"]).load_state_dict(weights, assign=True)
+        warn_of_differences(path, metadata["environment"], trainer.device)
+        return Run(
+            name=name,
+            network=trainer.network,
+            identity=saved,
+            weights=weights,
+            metadata=metadata,
+            history=figures["history"],
+            epoch_seconds=figures["epoch_seconds"],
+            validation_logits=logits["validation_logits"],
+            test_logits=logits["test_logits"],
+            test=evaluate(logits["test_logits"], trainer.dataset.test_labels.cpu()),
+            flip_averaged_accuracy=figures["flip_averaged_accuracy"],
+            tested_at=figures["tested_at"],
+        )
     except CONTENT_ERRORS as error:
         raise UsageError(f"{path} is damaged; remove it to train this run again") from error
-    raise UsageError(
-        f"{path} is a run with {different} {saved.get(different)}, this series has "
-        f"{identity.get(different)}; runs with different settings or data are not mixed"
-    )
+
+
+def find_runs(
+    folder: Path, jobs: Iterable[Job], make_trainer: Callable[[str, int], Trainer]
+) -> dict[Job, Run]:
+    """Return the saved runs of these jobs; see find_run."""
+    found = {job: find_run(folder, job[0], make_trainer(*job)) for job in jobs}
+    return {job: run for job, run in found.items() if run}
 
 
 @contextlib.contextmanager
@@ -227,42 +214,38 @@ class Workers:
     Attributes:
         rank: Number of this process, from 0.
         size: Number of processes.
-        local_rank, local_size: The same, among the processes of this machine.
+        first: Whether this process downloads, prints and draws.
         device: What this process trains on; with several GPUs its own one.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.rank, self.local_rank = (int(os.environ.get(key, 0)) for key in ("RANK", "LOCAL_RANK"))
-        self.size, self.local_size = (
-            int(os.environ.get(key, 1)) for key in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+        self.rank, self.size, local_rank, self._local_size = (
+            int(os.environ.get(key, default)) for key, default in defaults.items()
         )
+        self.first = self.rank == 0
         self.device = device
         if device.type == "cuda" and self.size > 1:
-            if self.local_size > torch.cuda.device_count():
+            if self._local_size > torch.cuda.device_count():
                 raise UsageError(
-                    f"{self.local_size} processes on this machine need as many GPUs, and it has "
+                    f"{self._local_size} processes on this machine need as many GPUs, and it has "
                     f"{torch.cuda.device_count()}"
                 )
-            self.device = torch.device("cuda", self.local_rank)
+            self.device = torch.device("cuda", local_rank)
             torch.cuda.set_device(self.device)
-
-    @property
-    def first(self) -> bool:
-        """Whether this process downloads, prints and draws."""
-        return self.rank == 0
 
     def __enter__(self) -> Self:
         """Divide the cores among the processes of this machine, and connect to the others.
 
         A single process keeps the number of threads that torch or OMP_NUM_THREADS chose.
         """
-        if self.size == 1:
-            return self
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, (cores or 1) // self.local_size))
-        # Python objects are exchanged on the CPU; NCCL serves the GPUs themselves.
-        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=JOIN_TIMEOUT)
+        if self.size > 1:
+            affinity = getattr(os, "sched_getaffinity", None)  # exists on Linux only
+            cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+            torch.set_num_threads(max(1, cores // self._local_size))
+            # Python objects are exchanged on the CPU; NCCL serves the GPUs themselves.
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=JOIN_TIMEOUT)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -272,28 +255,25 @@ class Workers:
 
     def share(self, make: Callable[[], Shared]) -> Shared:
         """Call a function in the first process and return its result in all of them."""
-        if self.size == 1:
-            return make()
         made: list[Any] = [make() if self.first else None]
-        with _exchange():
-            dist.broadcast_object_list(made, src=0)
+        if self.size > 1:
+            with _exchange():
+                dist.broadcast_object_list(made, src=0)
         return made[0]
 
     def select(self, jobs: list[Job], done: Iterable[Job]) -> list[Job]:
         """Return this process's share of the jobs that no process has done."""
-        finished = set(done)
-        if self.size > 1:
-            everywhere: list[Any] = [None] * self.size
-            with _exchange():
-                dist.all_gather_object(everywhere, finished)
-            finished = set().union(*everywhere)
+        finished = {job for part in self._collect(set(done)) for job in part}
         return [job for job in jobs if job not in finished][self.rank :: self.size]
 
     def gather(self, runs: dict[Job, Run]) -> dict[Job, Run]:
-        """Return the runs of all processes in the first one, and no runs in the others."""
-        if self.size == 1:
-            return runs
-        everywhere: list[Any] | None = [None] * self.size if self.first else None
-        with _exchange():
-            dist.gather_object(runs, everywhere, dst=0)
-        return {job: run for part in everywhere or [] for job, run in part.items()}
+        """Return the runs of all processes."""
+        return {job: run for part in self._collect(runs) for job, run in part.items()}
+
+    def _collect(self, mine: Shared) -> list[Shared]:
+        """Return the values of all processes, by rank."""
+        everywhere: list[Any] = [mine] * self.size
+        if self.size > 1:
+            with _exchange():
+                dist.all_gather_object(everywhere, mine)
+        return everywhere

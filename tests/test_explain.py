@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from cnn import CNN
 from fashion import explain
 from fashion.checkpoint import Checkpoint
-from fashion.data import CLASS_NAMES, SYNTHETIC, Dataset
+from fashion.data import SYNTHETIC, Dataset
 from fashion.explain import KernelKind
 from fashion.layers import ConvBlock, Network, conv_blocks
 from fashion.training import Trainer
@@ -23,7 +23,7 @@ class Small(Network):
     def __init__(self, width: int = 16) -> None:
         super().__init__()
         self.arguments = {"width": width}
-        self.block = ConvBlock(1, 4)
+        self.block = ConvBlock(1, 4, 28)
         hidden = nn.Sequential(nn.Linear(4 * 14**2, width), nn.ReLU())
         self.head = nn.Sequential(hidden, nn.Sequential(nn.Linear(width, 12), nn.ReLU()))
         self.output = nn.Linear(12, 10)
@@ -47,7 +47,7 @@ def make_checkpoint(network):
                 layer.running_var.uniform_(0.1, 0.5)
             elif isinstance(layer, nn.Linear):
                 layer.weight.mul_(3)
-    return Checkpoint(model.eval(), 0.3, 0.35, list(CLASS_NAMES), SYNTHETIC, 0, {})
+    return Checkpoint(model.eval(), 0.3, 0.35, SYNTHETIC, 0, {})
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_pooled_rectified_maps_equal_activations_where_batch_norm_has_a_positive
 
 @pytest.mark.parametrize(
     ("network", "sides", "widths"),
-    [(FFN, [], [512, 256, 128, 64]), (CNN, [28, 14, 7], [256, 128]), (Small, [28], [16, 12])],
+    [(FFN, [], [512, 256, 128, 64]), (CNN, [28, 14, 6], [256, 128]), (Small, [28], [16, 12])],
 )
 def test_progression_covers_all_blocks_and_hidden_layers(image, network, sides, widths):
     checkpoint = make_checkpoint(network)
@@ -180,7 +180,7 @@ def test_receptive_field_contains_exactly_the_pixels_with_a_gradient(cnn, layer)
         # Unlike max-pooling and ReLU, mean-pooling passes gradients to all pixels.
         maps = image
         for block in conv_blocks(cnn.model)[:layer]:
-            maps = nn.functional.avg_pool2d(block.conv(maps), 2)
+            maps = nn.functional.avg_pool2d(block.convolve(maps), 2)
         maps[0, :, row, column].abs().sum().backward()
         reached = image.grad[0, 0].nonzero()
         top, left, size = explain.receptive_field(layer, row, column)
@@ -197,13 +197,10 @@ def test_selectivity_is_1_for_a_single_class_and_0_for_all():
 
 def test_units_are_ordered_by_selectivity_with_their_most_activating_images(cnn, images):
     labels = np.arange(60) % 10
-    units = explain.find_units(
-        cnn, torch.from_numpy(images), torch.from_numpy(labels), layer=2, count=6, examples=9
-    )
+    units = explain.find_units(cnn, torch.from_numpy(images), torch.from_numpy(labels), layer=2)
     activations = np.stack([explain.follow(cnn, image).activations[1] for image in images])
     selectivity = explain.class_selectivity(activations.max((2, 3)), labels)
-    assert len(units) == 6
-    best = np.sort(selectivity)[::-1][:6]
+    best = np.sort(selectivity)[::-1][: explain.UNITS_SHOWN]
     assert [unit.selectivity for unit in units] == pytest.approx(best, abs=1e-4)
     for unit in units:
         maps = activations[:, unit.number]
@@ -218,9 +215,8 @@ def test_units_are_ordered_by_selectivity_with_their_most_activating_images(cnn,
 def test_requested_units_keep_their_order(images):
     labels = torch.arange(60) % 10
     checkpoint = make_checkpoint(Small)
-    units = explain.find_units(checkpoint, torch.from_numpy(images), labels, 1, 8, 4, [3, 1])
+    units = explain.find_units(checkpoint, torch.from_numpy(images), labels, 1, [3, 1])
     assert [unit.number for unit in units] == [3, 1]
-    assert all(len(unit.images) == len(unit.patches) == 4 for unit in units)
 
 
 # Saliency

@@ -26,7 +26,7 @@ from fashion.checkpoint import (
     save_tensors,
 )
 from fashion.data import SYNTHETIC, load_dataset
-from fashion.files import RunError, UsageError
+from fashion.files import UsageError
 from fashion.runs import find_run, save_run, score
 from fashion.training import Trainer
 
@@ -93,42 +93,24 @@ def mutate(content, generator):
     return bytes(content)
 
 
+DEEP_LIST, DEEP_OBJECT, LONG_NUMBER = "[" * 100_000, '{"a":' * 100_000, f"1{'0' * 5000}"
 JSON_TEXTS = [
-    *(
-        "",
-        "text",
-        "[" * 100_000,
-        '{"a":' * 100_000,
-        "null",
-        "true",
-        "[]",
-        "{}",
-        '"cnn"',
-        '"\\ud800"',
-    ),
-    *("0", "-1", "1.5", "1e400", "-1e400", "NaN", "Infinity", f"1{'0' * 400}", f"1{'0' * 5000}"),
+    *("", "text", DEEP_LIST, DEEP_OBJECT, "null", "true", "[]", "{}", '"cnn"', '"\\ud800"'),
+    *("0", "-1", "1.5", "1e400", "-1e400", "NaN", "Infinity", f"1{'0' * 400}", LONG_NUMBER),
     *('{"channels": [4, 6, 8]}', "[1, 2, 3]", '["a"]', "[[[]]]", '"fashion-mnist"'),
 ]
 HEADER_VALUES = [
-    *(
-        None,
-        True,
-        "",
-        "F32",
-        "F64",
-        "I64",
-        "F8_E4M3",
-        "F4",
-        "BOOL",
-        "C64",
-        "F99",
-        "\ud800",
-        {},
-        0.5,
-    ),
+    *("", "F32", "F64", "I64", "F8_E4M3", "F4", "BOOL", "C64", "F99", "\ud800"),
+    *(None, True, 0.5, {}),
     *([], [-1], [0], [1], [2**63], [2**40, 2**40], [2**62, 4], [[1]], ["1"], [1e400], [0, 0]),
     *([0, 2**63], [4, 0], [0, 4], [16, 12]),
 ]
+
+
+def pack(header, data=b""):
+    """Return a safetensors file with this header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
 
 
 def mutate_header(whole, generator):
@@ -150,8 +132,7 @@ def mutate_header(whole, generator):
             entry[key] = generator.choice(JSON_TEXTS)
         else:
             entry[key] = generator.choice(HEADER_VALUES)
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + whole[8 + size :]
+    return pack(header, whole[8 + size :])
 
 
 @pytest.mark.parametrize("change", [mutate, mutate_header])
@@ -173,25 +154,20 @@ def test_mutated_weights_are_used_or_rejected(path, content, long, trial, memory
 
 
 WRONG_WEIGHTS = {
-    "NaN": lambda w: {WEIGHT: w[WEIGHT] * torch.nan},
-    "infinity": lambda w: {WEIGHT: w[WEIGHT] / 0},
-    "another shape": lambda w: {WEIGHT: w[WEIGHT][:1]},
-    "double precision": lambda w: {WEIGHT: w[WEIGHT].double()},
-    "integers": lambda w: {WEIGHT: w[WEIGHT].int()},
-    "an additional tensor": lambda w: {"a": w[WEIGHT].clone()},
+    "NaN": lambda weight: {WEIGHT: weight * torch.nan},
+    "infinity": lambda weight: {WEIGHT: weight / 0},
+    "another shape": lambda weight: {WEIGHT: weight[:1]},
+    "double precision": lambda weight: {WEIGHT: weight.double()},
+    "integers": lambda weight: {WEIGHT: weight.int()},
+    "an additional tensor": lambda weight: {WEIGHT: weight, "a": weight.clone()},
+    "a missing tensor": lambda weight: {},
 }
 
 
 @pytest.mark.parametrize("kind", WRONG_WEIGHTS)
 def test_wrong_weights_are_rejected(path, content, reject, kind):
     weights, metadata = content
-    save_tensors(path, weights | WRONG_WEIGHTS[kind](weights), metadata)
-    reject(load_weights, path, CNN)
-
-
-def test_missing_weights_are_rejected(path, content, reject):
-    weights, metadata = content
-    del weights[WEIGHT]
+    weights |= WRONG_WEIGHTS[kind](weights.pop(WEIGHT))
     save_tensors(path, weights, metadata)
     reject(load_weights, path, CNN)
 
@@ -245,19 +221,13 @@ def test_missing_metadata_are_rejected(path, content, reject, key):
     reject(load_weights, path, CNN)
 
 
-@pytest.mark.parametrize("text", ["", "CNN", "[" * 100_000, f"1{'0' * 5000}"])
+@pytest.mark.parametrize("text", ["", "CNN", DEEP_LIST, LONG_NUMBER])
 def test_metadata_that_are_not_json_are_rejected(path, content, reject, text):
     weights, metadata = content
     weights = {key: tensor.contiguous() for key, tensor in weights.items()}
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     save_file(weights, path, {**texts, "class": text})
     reject(load_weights, path, CNN)
-
-
-def pack(header, data=b""):
-    """Return a safetensors file with this header."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
 
 
 def tensor_entry(dtype="F32", shape=(1,), offsets=(0, 4)):
@@ -275,7 +245,7 @@ BROKEN_FILES = {
     "a header of 2⁶⁴ − 1 bytes": struct.pack("<Q", 2**64 - 1) + b"{}",
     "a header that is not JSON": pack(b"header"),
     "a list as header": pack([]),
-    "a deeply nested header": pack(b'{"a":' * 100_000),
+    "a deeply nested header": pack(DEEP_OBJECT.encode()),
     "a number as metadata": pack({"__metadata__": {"class": 1}}),
     "unknown type": pack(tensor_entry("F99"), bytes(4)),
     "negative size": pack(tensor_entry(shape=[-1]), bytes(4)),
@@ -292,13 +262,6 @@ BROKEN_FILES = {
 def test_broken_safetensors_file_is_rejected(path, reject, kind):
     path.write_bytes(BROKEN_FILES[kind])
     reject(load_tensors, path)
-
-
-@pytest.mark.parametrize("load", [load_tensors, load_state])
-def test_folder_in_place_of_a_file_is_reported(path, trial, load):
-    path.mkdir()
-    with trial("hostile checkpoints"), pytest.raises(RunError, match=r"cannot read .*cnn\."):
-        load(path)
 
 
 WRONG_RECORDINGS = {
@@ -409,7 +372,7 @@ def finished(tmp_path, trainer):
     return run
 
 
-@pytest.mark.parametrize("text", ["", "figures", "[]", "{}", "[" * 100_000, '{"identity": 1}'])
+@pytest.mark.parametrize("text", ["", "figures", "[]", "{}", DEEP_LIST, '{"identity": 1}'])
 def test_wrong_figures_of_a_run_are_rejected(tmp_path, trainer, finished, reject, text):
     path = tmp_path / "cnn-seed0.json"
     path.write_text(text)
