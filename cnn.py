@@ -1,6 +1,7 @@
 """The convolutional network: three convolutions, three fully connected layers, and its recipe."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -26,6 +27,15 @@ RECIPE = Recipe(
     cutout=0,
     ema_steps=100,
 )
+# A few epochs do not overfit: no augmentation, little dropout.
+QUICK_RECIPE = replace(
+    RECIPE,
+    epochs=3,
+    learning_rate=0.02,
+    shifted=0.0,
+    flip=False,
+    model={"dropout": 0.1},
+)
 
 
 class CNN(Network):
@@ -43,7 +53,7 @@ class CNN(Network):
         ValueError: If the channels, the widths or the dropout are invalid.
     """
 
-    recipe = RECIPE
+    recipe, quick_recipe = RECIPE, QUICK_RECIPE
 
     def __init__(
         self,
@@ -60,12 +70,10 @@ class CNN(Network):
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.arguments = {"channels": list(channels), "widths": list(widths), "dropout": dropout}
 
-        self.blocks = nn.Sequential(
-            *(ConvBlock(inputs, outputs) for inputs, outputs in pairwise([1, *channels]))
-        )
-        map_size = IMAGE_SIZE // 2**BLOCK_COUNT
+        sizes = [IMAGE_SIZE // 2**depth for depth in range(BLOCK_COUNT + 1)]  # of the feature maps
+        self.blocks = nn.Sequential(*map(ConvBlock, [1, *channels], channels, sizes))
         layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, width in pairwise([channels[-1] * map_size**2, *widths]):
+        for inputs, width in pairwise([channels[-1] * sizes[-1] ** 2, *widths]):
             layers += [nn.Linear(inputs, width), nn.ReLU(), Dropout(dropout)]
         layers.append(nn.Linear(widths[-1], CLASS_COUNT))
         self.classifier = nn.Sequential(*layers)

@@ -3,7 +3,8 @@
     python fashionmnist.py
 
 Writes the trained models, metrics.json, and pictures of learning curves, predictions, confusion
-matrices and the comparison to the outputs folder, and after each epoch the state to resume from.
+matrices and the comparison to the outputs folder: each model's files as soon as it is trained, and
+after each epoch the state to resume from.
 """
 
 import argparse
@@ -11,11 +12,9 @@ import contextlib
 import math
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fashion import cli, report
 from fashion.checkpoint import RECORDING_NAME, SUFFIX, save_recording
@@ -37,28 +36,32 @@ from fashion.files import (
 )
 from fashion.layers import count_parameters, summarize_layers
 from fashion.recipe import Recipe
-from fashion.runs import Job, Run, Workers, find_run, run_path, save_run, save_weights, score
+from fashion.runs import Job, Run, Workers, find_runs, run_path, save_run, score
 from fashion.training import DivergenceError, Trainer, describe_unfinished
 from models import MODELS, STYLES
 
-MAX_EPOCH_ROWS = 250  # of the printed table; longer runs print every n-th epoch
-# What kernel_vis.py and predict.py draw of the models, which new models make obsolete.
-PICTURES_OF_MODELS = (
-    "kernel_grid.png",
-    "image_transform_grid.png",
-    "feature_progression.png",
-    "top_activations.png",
-    "saliency.png",
-    "embedding.png",
-    "training.gif",
-    "prediction.png",
-)
+MAX_EPOCH_ROWS = 30  # of the printed table; longer trainings print every n-th epoch
+QUICK_FOLDER = "quick"  # in the output folder, so that --quick never replaces a full training
 RECORDED_MODEL = "cnn"  # the model whose first-layer kernels --record saves
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Load the data, train and score all models, and write results and pictures."""
-    recipes = {name: cli.change_recipe(MODELS[name].recipe, arguments) for name in arguments.models}
+def main(
+    arguments: argparse.Namespace,
+    trainer_type: Callable[..., Trainer] = Trainer,
+    **settings: Any,
+) -> None:
+    """Load the data, train and score each model with each seed, and write results and pictures.
+
+    In a series, finished runs are saved in the subfolder runs and not repeated, and several
+    processes share the work.
+
+    Args:
+        arguments: The command line.
+        trainer_type: Trainer or a subclass.
+        **settings: Further settings to write to metrics.json.
+    """
+    names, series = arguments.models, arguments.series
+    recipes = {name: cli.change_recipe(arguments.recipes[name], arguments) for name in names}
     if arguments.summary:
         for name, recipe in recipes.items():
             print(f"{name.upper()}\n{summarize_layers(MODELS[name](**recipe.model))}\n")
@@ -69,119 +72,65 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.deterministic:
         with cli.advise("use --device cpu", UsageError):
             use_deterministic_algorithms(device)
+    settings |= {
+        "limit": arguments.limit,
+        "precision": str(precision).removeprefix("torch."),
+        "deterministic": arguments.deterministic,
+    }
+    folder = arguments.out / "runs" if series else arguments.out
+    seeds = range(arguments.seed, arguments.seed + arguments.runs)
+    # The models are listed from fast to slow. Processes that share a series start with the slow
+    # ones, so that short jobs fill the time at the end.
+    order = reversed(names) if series else names
+    jobs = [(name, seed) for name in order for seed in seeds]
 
     with contextlib.ExitStack() as stack:
         workers = stack.enter_context(Workers(device))
         stack.enter_context(cli.quiet_unless(workers.first))
-        if workers.size > 1 and arguments.runs == 1:
+        if workers.size > 1 and not series:
             raise UsageError(
                 f"{workers.size} processes cannot share one run per model: use --runs N, or start "
                 "the script without torchrun"
             )
         with cli.advise("choose another folder with --out"):
-            prepare_folder(arguments.out)
+            prepare_folder(folder)
             if workers.first:
                 stack.enter_context(lock_folder(arguments.out))
-        jobs = [(name, seed) for name in arguments.models for seed in choose_seeds(arguments)]
-        check_previous_results(arguments, [resume_path(arguments, *job) for job in jobs])
+        state_paths = {
+            job: run_path(folder, *job, ".resume.pt") if series else folder / f"{job[0]}.resume.pt"
+            for job in jobs
+        }
+        cli.check_previous_results(arguments, state_paths.values())
         dataset = workers.share(lambda: cli.load_data(arguments)).to(workers.device)
         report.print_dataset(dataset)
-        runs = train_models(arguments, recipes, dataset, precision, workers)
-        settings = {
-            "limit": arguments.limit,
-            "precision": str(precision).removeprefix("torch."),
-            "deterministic": arguments.deterministic,
-        }
-        if workers.first:
-            write_results(arguments, dataset, runs, settings)
 
+        def make_trainer(name: str, seed: int) -> Trainer:
+            record = arguments.record and name == RECORDED_MODEL
+            return trainer_type(MODELS[name], dataset, recipes[name], seed, precision, record)
 
-def choose_seeds(arguments: argparse.Namespace) -> range:
-    """Return the seeds with which each model is trained."""
-    return range(arguments.seed, arguments.seed + arguments.runs)
-
-
-def resume_path(arguments: argparse.Namespace, name: str, seed: int) -> Path:
-    """Return where the state of an unfinished training is saved."""
-    if arguments.runs > 1:
-        return run_path(arguments.out / "runs", name, seed, ".resume.pt")
-    return arguments.out / f"{name}.resume.pt"
-
-
-def check_previous_results(arguments: argparse.Namespace, paths: Iterable[Path]) -> None:
-    """Refuse to overwrite an unfinished training, and print which results will be replaced.
-
-    Args:
-        arguments: The command line.
-        paths: Where the trainings of this command save their state.
-    """
-    if not (arguments.resume or arguments.overwrite):
-        for path in paths:
-            if unfinished := describe_unfinished(path):
-                raise UsageError(
-                    f"{path} holds {unfinished}; continue it with --resume, discard it with "
-                    "--overwrite, or choose another folder with --out"
+        runs: dict[Job, Run] = {}
+        if series:
+            with cli.advise("choose another folder with --out, or remove the old runs", UsageError):
+                runs = find_runs(folder, jobs, make_trainer)
+            print(f"{len(jobs)} runs requested, {len(runs)} already in {folder}")
+        for name, seed in workers.select(jobs, runs):
+            trainer = make_trainer(name, seed)
+            train(trainer, name, state_paths[name, seed], arguments)
+            runs[name, seed] = score(trainer, name)
+            if trainer.frames:
+                save_recording(
+                    arguments.out / RECORDING_NAME, trainer.frames, trainer.steps_per_epoch
                 )
-    if previous := report.describe_results(arguments.out):
-        print(
-            f"The results in {arguments.out} ({previous}) will be replaced at the end, and the "
-            "pictures of their models removed."
-        )
-
-
-def train_models(
-    arguments: argparse.Namespace,
-    recipes: dict[str, Recipe],
-    dataset: Dataset,
-    precision: torch.dtype,
-    workers: Workers,
-) -> dict[Job, Run]:
-    """Train and score each model with each seed.
-
-    With several seeds, finished runs are saved in the runs subfolder of the output folder and not
-    repeated, and several processes share the jobs.
-
-    Returns:
-        All runs in the first process, by model and seed; no runs in the others.
-    """
-    series = arguments.runs > 1
-    folder = arguments.out / "runs" if series else arguments.out
-    prepare_folder(folder)
-    # The models are listed from fast to slow. Processes that share a series start with the slow
-    # ones, so that short jobs fill the time at the end.
-    order = reversed(arguments.models) if series else arguments.models
-    jobs = [(name, seed) for name in order for seed in choose_seeds(arguments)]
-
-    def make_trainer(name: str, seed: int) -> Trainer:
-        record = arguments.record and name == RECORDED_MODEL
-        return Trainer(MODELS[name], dataset, recipes[name], seed, precision, record)
-
-    runs: dict[Job, Run] = {}
-    if series:
-        with cli.advise("choose another folder with --out, or remove the old runs", UsageError):
-            for name, seed in jobs:
-                if run := find_run(folder, name, make_trainer(name, seed)):
-                    runs[name, seed] = run
-    mine = workers.select(jobs, runs)
-    if series:
-        print(
-            f"{len(jobs)} runs requested, {len(runs)} already in {folder}, {len(mine)} to do here"
-        )
-    for number, (name, seed) in enumerate(mine, start=1):
-        if series:
-            print(f"\nRun {number} of {len(mine)}: {name.upper()}, seed {seed}")
-        trainer = make_trainer(name, seed)
-        state_path = resume_path(arguments, name, seed)
-        train(trainer, name, state_path, arguments)
-        runs[name, seed] = score(trainer, name)
-        if trainer.frames:
-            save_recording(arguments.out / RECORDING_NAME, trainer.frames, trainer.steps_per_epoch)
-        if series:
-            save_run(folder, runs[name, seed])
-            state_path.unlink(missing_ok=True)
-    if workers.size > 1:
-        print("\nDone here; waiting for the other processes", flush=True)
-    return workers.gather(runs)
+            if series:
+                save_run(folder, runs[name, seed])
+                state_paths[name, seed].unlink(missing_ok=True)
+            else:  # the reader can look at the first model while the next one trains
+                write_results(arguments, dataset, runs, settings, [name])
+        if workers.size > 1:
+            print("\nDone here; waiting for the other processes", flush=True)
+        runs = workers.gather(runs)
+        if series and workers.first:
+            write_results(arguments, dataset, runs, settings, names)
 
 
 def train(trainer: Trainer, name: str, state_path: Path, arguments: argparse.Namespace) -> None:
@@ -194,9 +143,10 @@ def train(trainer: Trainer, name: str, state_path: Path, arguments: argparse.Nam
     """
     recipe = trainer.recipe
     print(
-        f"\n{name.upper()}: {count_parameters(trainer.model):,} parameters, {recipe.epochs} epochs "
-        f"of {trainer.steps_per_epoch} steps with {trainer.batch_size} images each, on "
-        f"{describe_device(trainer.device)} in {str(trainer.precision).removeprefix('torch.')}"
+        f"\n{name.upper()}, seed {trainer.seed}: {count_parameters(trainer.model):,} parameters, "
+        f"{recipe.epochs} epochs of {trainer.steps_per_epoch} steps with {trainer.batch_size} "
+        f"images each, on {describe_device(trainer.device)} in "
+        f"{str(trainer.precision).removeprefix('torch.')}"
     )
     if arguments.resume:
         resume(trainer, state_path)
@@ -222,12 +172,11 @@ def train(trainer: Trainer, name: str, state_path: Path, arguments: argparse.Nam
             row = trainer.validate()  # on the averaged weights
             trainer.save(state_path)
             saved = len(trainer.history)
-            if row["epoch"] % rows_apart == 0 or trainer.finished:
+            if row["epoch"] % rows_apart == 0 or row["epoch"] == 1 or trainer.finished:
                 report.print_epoch(trainer, resumed_at)
     except DivergenceError as error:
-        raise RunError(
-            f"{error}; try a lower --lr, such as {recipe.learning_rate / 10:.1g}"
-        ) from error
+        advice = f"try a lower --lr, such as {recipe.learning_rate / 10:.1g}"
+        raise RunError(f"{error}; {advice}") from error
     except KeyboardInterrupt:
         done = f"epochs 1 to {saved} are saved in {state_path}" if saved else "no epoch is saved"
         words = [word for word in arguments.command if word != "--resume"]
@@ -250,38 +199,49 @@ def resume(trainer: Trainer, path: Path) -> None:
 def write_results(
     arguments: argparse.Namespace,
     dataset: Dataset,
-    runs: dict[Job, Run],
-    settings: dict[str, Any],
+    runs: Mapping[Job, Run],
+    settings: Mapping[str, Any],
+    new: Sequence[str],
 ) -> None:
-    """Write models, numbers and pictures, and print the tables and the list of files."""
-    out, seeds = arguments.out, choose_seeds(arguments)
-    by_model = {name: [runs[name, seed] for seed in seeds] for name in arguments.models}
-    first = {name: finished[0] for name, finished in by_model.items()}
-    comparison = compare(by_model, dataset) if len(runs) > 1 else None
-    stale = {*report.result_files(MODELS), *PICTURES_OF_MODELS}
-    others = [f"{name}.resume.pt" for name in MODELS if name not in arguments.models]
-    stale |= {name for name in others if not describe_unfinished(out / name)}
+    """Write the files of new models, and the comparison and the tables once all runs are done.
+
+    Args:
+        arguments: The command line.
+        dataset: What the models were trained and scored on.
+        runs: All finished runs.
+        settings: Settings to write to metrics.json.
+        new: Models whose files are not written yet.
+    """
+    out, names = arguments.out, arguments.models
+    first = {name: runs[name, arguments.seed] for name in names if (name, arguments.seed) in runs}
+    complete = len(runs) == len(names) * arguments.runs
+    comparison: dict[str, Any] = {}
+    written = set(first) - set(new)
+    stale = [f"{name}.resume.pt" for name in MODELS if name not in names]
+    stale = [name for name in stale if not describe_unfinished(out / name)]
     if not arguments.record:
-        stale.add(RECORDING_NAME)
+        stale.append(RECORDING_NAME)
+    stale += report.result_files(name for name in MODELS if name not in written)
     with replace_files(out, stale) as folder:
-        for name, run in first.items():
-            save_weights(folder / f"{name}{SUFFIX}", run)
-        metrics = report.collect_metrics(dataset, first, settings)
-        write_json(folder / report.METRICS_NAME, metrics)
-        report.write_figures(folder, report.draw_runs(dataset, first, STYLES))
-        if comparison:
+        for name in new:
+            report.write_run(folder, dataset, first[name], STYLES[name])
+        write_json(folder / report.METRICS_NAME, report.collect_metrics(dataset, first, settings))
+        if complete and len(runs) > 1:
+            seeds = range(arguments.seed, arguments.seed + arguments.runs)
+            by_model = {name: [runs[name, seed] for seed in seeds] for name in names}
+            comparison = compare(by_model, dataset)
             report.write_comparison(folder, dataset, by_model, comparison, STYLES)
-        files = sorted(out / file.name for file in folder.iterdir())
+    if not complete:
+        print(f"The files of the {new[0].upper()} are in {out}.")
+        return
     report.print_results(dataset, first)
-    if comparison and arguments.runs > 1:
+    if arguments.runs > 1:
         report.print_comparison(comparison)
-    if arguments.record:
-        files.append(out / RECORDING_NAME)
-    cli.print_files(files)
-    if RECORDED_MODEL in arguments.models:
-        command = ["python", "kernel_vis.py"]
-        if out != cli.OUTPUT_FOLDER:
-            command += ["--checkpoint", f"{out / RECORDED_MODEL}{SUFFIX}", "--out", str(out)]
+    files = [*report.result_files(names), *([RECORDING_NAME] if arguments.record else [])]
+    cli.print_files(path for file in files if (path := out / file).exists())
+    if RECORDED_MODEL in names:
+        places = ["--checkpoint", str(out / f"{RECORDED_MODEL}{SUFFIX}"), "--out", str(out)]
+        command = ["python", "kernel_vis.py", *(places if out != cli.OUTPUT_FOLDER else ())]
         if arguments.data_dir != cli.DATA_FOLDER:
             command += ["--data-dir", str(arguments.data_dir)]
         print(f"\nTo see what the CNN has learned: {shlex.join(command)}")
@@ -298,20 +258,51 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "Train a feedforward and a convolutional network on Fashion-MNIST and compare them.",
     )
     parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="train for about a minute, to @FFN %% (FFN) and @CNN %% (CNN) test accuracy, into the "
+        f"subfolder {QUICK_FOLDER} of the output folder",
+    )
+    recipes = {name: network.recipe for name, network in MODELS.items()}
+    arguments = parse_options(parser, recipes, argv)
+    if arguments.quick:
+        arguments.recipes = {name: network.quick_recipe for name, network in MODELS.items()}
+        arguments.out /= QUICK_FOLDER
+    return arguments
+
+
+def parse_options(
+    parser: argparse.ArgumentParser,
+    recipes: Mapping[str, Recipe],
+    argv: Sequence[str] | None,
+    out: Path = cli.OUTPUT_FOLDER,
+) -> argparse.Namespace:
+    """Add the options that main reads, and parse the command line.
+
+    Args:
+        parser: Has the options of the script.
+        recipes: How to train each model; the names are the choices.
+        argv: The command line; None for that of the process.
+        out: Default of the output folder.
+
+    Raises:
+        UsageError: If an argument is unknown, malformed or out of range.
+    """
+    parser.add_argument(
         "--models",
         nargs="+",
-        choices=MODELS,
-        default=list(MODELS),
+        choices=recipes,
+        default=list(recipes),
         help="models to train, in this order (default: all)",
     )
     cli.add_out_option(parser, "all results")
+    cli.add_data_options(parser.add_argument_group("data"))
+    training = parser.add_argument_group("training")
+    cli.add_recipe_options(training, recipes)
+    cli.add_run_options(training)
     parser.add_argument(
         "--summary", action="store_true", help="print the layers of the models and exit"
     )
-    cli.add_data_options(parser.add_argument_group("data"))
-    training = parser.add_argument_group("training")
-    cli.add_recipe_options(training, {name: MODELS[name].recipe for name in MODELS})
-    cli.add_run_options(training, runs=1)
     training.add_argument(
         "--deterministic",
         action="store_true",
@@ -322,10 +313,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="record the first kernels of the CNN, from which kernel_vis.py makes training.gif",
     )
+    parser.set_defaults(out=out)
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(argv)
-    arguments.command = ["python", "fashionmnist.py", *argv]  # to repeat it with --resume
+    arguments.command = [*parser.prog.split(), *argv]  # to repeat it with --resume
     arguments.models = list(dict.fromkeys(arguments.models))
+    arguments.recipes = recipes
+    arguments.series = arguments.runs > 1 or parser.get_default("series") is True
     if arguments.record and (arguments.runs > 1 or RECORDED_MODEL not in arguments.models):
         raise UsageError("--record records a single CNN run: use it with cnn and without --runs")
     return arguments

@@ -1,6 +1,7 @@
 """The feedforward network: five fully connected layers of decreasing size, and its recipe."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -30,6 +31,14 @@ RECIPE = Recipe(
     cutout=0,
     ema_steps=100,  # two epochs: smooth, and close to the last weights
 )
+# A few epochs do not overfit, so the images need no augmentation.
+QUICK_RECIPE = replace(
+    RECIPE,
+    epochs=8,
+    learning_rate=0.006,
+    shifted=0.0,
+    flip=False,
+)
 
 
 class FFN(Network):
@@ -46,7 +55,7 @@ class FFN(Network):
         ValueError: If the widths or the dropout are invalid.
     """
 
-    recipe = RECIPE
+    recipe, quick_recipe = RECIPE, QUICK_RECIPE
 
     def __init__(self, widths: Sequence[int] = (512, 256, 128, 64), dropout: float = 0.15) -> None:
         super().__init__()

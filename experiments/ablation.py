@@ -8,23 +8,23 @@ are not used. Takes about a quarter of an hour on two CPU cores.
 """
 
 import argparse
-import multiprocessing
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from experiments.timing import SEED, add_options, load_data, time_steps
+from experiments.timing import SEED, add_options, call_in_own_process, load_data, time_steps
 from fashion import cli, training
 from fashion.comparison import compare_paired, summarize_values
 from fashion.data import Dataset
 from fashion.environment import choose_precision, collect_versions, describe_device
 from fashion.files import write_json
-from fashion.layers import ConvBlock, Dropout
+from fashion.layers import KERNEL_SIZE, ConvBlock, Dropout, conv_blocks
 from fashion.muon import Muon
 from fashion.training import Trainer
 from models import MODELS
@@ -70,7 +70,10 @@ def use_float32(trainer: Trainer) -> None:
 
 def use_torch_dropout(trainer: Trainer) -> None:
     """Replace the dropout layers by torch's, which draw one random number per activation."""
-    _replace_layers(trainer.model, Dropout, lambda layer: nn.Dropout(layer.p))
+    for parent in list(trainer.model.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, Dropout):
+                setattr(parent, name, nn.Dropout(layer.p))
 
 
 def use_contiguous(trainer: Trainer) -> None:
@@ -80,19 +83,20 @@ def use_contiguous(trainer: Trainer) -> None:
 
 def pool_last(trainer: Trainer) -> None:
     """Pool after batch norm and ReLU, which then process four times as many values."""
-    _replace_layers(
-        trainer.model,
-        ConvBlock,
-        lambda block: nn.Sequential(block.conv, block.norm, block.relu, block.pool),
-    )
+    for block in conv_blocks(trainer.model):
+        block.forward = partial(_pool_last, block)  # type: ignore[method-assign]
 
 
-def _replace_layers(model: nn.Module, kind: type, make: Callable[[Any], nn.Module]) -> None:
-    """Replace every layer of a kind by what a function makes of it."""
-    for parent in list(model.modules()):
-        for name, layer in parent.named_children():
-            if isinstance(layer, kind):
-                setattr(parent, name, make(layer))
+def _pool_last(block: ConvBlock, maps: Tensor) -> Tensor:
+    """Do what ConvBlock.forward does in another order."""
+    return block.pool(block.relu(block.norm(block.convolve(maps))))
+
+
+def compute_all_places(trainer: Trainer) -> None:
+    """Compute the convolutions also where pooling leaves them out."""
+    for block in conv_blocks(trainer.model):
+        block.odd = False
+        block.conv.padding = (KERNEL_SIZE // 2, KERNEL_SIZE // 2)
 
 
 INGREDIENTS = (
@@ -106,6 +110,9 @@ INGREDIENTS = (
     Ingredient("dropout from bytes", change=use_torch_dropout, learns=False),
     Ingredient("memory kept between steps", learns=False, own_process=True),
     Ingredient("channels_last", change=use_contiguous, learns=False, models=("cnn",)),
+    Ingredient(
+        "convolving only where needed", change=compute_all_places, learns=False, models=("cnn",)
+    ),
     Ingredient("pooling first", change=pool_last, learns=False, models=("cnn",)),
 )
 COMPLETE = Ingredient("nothing, the complete recipe")
@@ -177,10 +184,14 @@ def validate(name: str, dataset: Dataset, without: Ingredient, seeds: Iterable[i
 
 def compare_steps(name: str, dataset: Dataset, without: Ingredient) -> float:
     """Return the time of a step without an ingredient relative to a complete step."""
-    time_one = time_in_own_process if without.own_process else time_step
     ratios = []
     for _ in range(TIMING_ROUNDS):
-        changed, complete = (time_one(name, dataset, each) for each in (without, COMPLETE))
+        changed, complete = (
+            call_in_own_process(time_step, name, dataset, each)
+            if without.own_process
+            else time_step(name, dataset, each)
+            for each in (without, COMPLETE)
+        )
         ratios.append(changed / complete)
     return statistics.median(ratios)
 
@@ -190,12 +201,6 @@ def time_step(name: str, dataset: Dataset, without: Ingredient) -> float:
     if without.own_process:
         training.set_malloc = lambda **_: None  # the process keeps the defaults of glibc
     return time_steps(make_trainer(name, dataset, without, SEED))
-
-
-def time_in_own_process(name: str, dataset: Dataset, without: Ingredient) -> float:
-    """Return the same, measured in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(time_step, (name, dataset, without))
 
 
 def print_row(name: str, row: dict[str, Any]) -> None:

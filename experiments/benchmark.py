@@ -1,4 +1,4 @@
-"""Compare this project's training loop with the classic one, and measure how its cost scales.
+"""Compare the speed of this project's training loop with the classic one.
 
     python -m experiments.benchmark
 
@@ -25,14 +25,14 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
 
-from experiments.timing import SEED, add_options, load_data, time_steps
+from experiments import peers
+from experiments.timing import SEED, add_options, load_data
 from fashion import cli, plots
 from fashion.data import IMAGE_SIZE, Dataset
 from fashion.environment import choose_precision, collect_versions, describe_device, synchronize
 from fashion.evaluation import evaluate, predict_logits
 from fashion.files import RunError, write_json
 from fashion.layers import Network
-from fashion.recipe import Recipe
 from fashion.training import Trainer
 from models import MODELS, STYLES
 
@@ -42,18 +42,9 @@ MAIN_SCRIPT = Path(__file__).parents[1] / "fashionmnist.py"
 CLASSIC_BATCH_SIZE = 64
 CLASSIC_LEARNING_RATE = 1e-3  # Adam's default
 CLASSIC_EPOCHS = 10
-# Changes to the recipes for reaching the classic loop's accuracy quickly. A few epochs do not
-# overfit, so they need no augmentation and little dropout.
-SPRINTS: dict[str, dict[str, Any]] = {
-    "ffn": {"epochs": 8, "learning_rate": 0.006},
-    "cnn": {"epochs": 3, "learning_rate": 0.02, "model": {"dropout": 0.1}},
-}
-NO_AUGMENTATION = {"shifted": 0.0, "flip": False}
 
 MATRIX_SIZE = 2048  # large enough to hide the cost of everything but the product
 PEAK_REPEATS = 10
-IMAGE_COUNTS = (6_000, 15_000, 30_000, 55_000)
-WIDTH_FACTORS = (0.5, 1, 2, 4)  # of all hidden layers
 
 
 class ClassicLoop:
@@ -128,7 +119,6 @@ def main(arguments: argparse.Namespace) -> None:
     for name in MODELS:
         print(f"{name.upper()}: {arguments.epochs} epochs of both loops in alternation")
         result[name] = compare_loops(name, dataset, precision, arguments)
-        result[name]["growth"] = measure_growth(MODELS[name], dataset, precision)
     print_table(result)
     files = [write_json(arguments.out / "benchmark.json", result), arguments.out / "benchmark.png"]
     figure = plots.draw_benchmark({name: result[name] for name in MODELS}, STYLES)
@@ -172,12 +162,12 @@ def count_step_flops(trainer: Trainer) -> float:
 def compare_loops(
     name: str, dataset: Dataset, precision: torch.dtype, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """Run both loops in alternation, then the sprint to the accuracy of the classic loop.
+    """Run both loops in alternation, then the quick recipe, which should be as accurate.
 
     All times exclude evaluation. Throughput is the median over the epochs.
     """
     network = MODELS[name]
-    recipe, sprint_changes = network.recipe, NO_AUGMENTATION | SPRINTS.get(name, {})
+    recipe = network.recipe
     make_trainer = partial(Trainer, network, dataset, seed=SEED, precision=precision)
     classic = ClassicLoop(network, arguments.data_dir, dataset)
     # The learning rate must not fall below zero if the classic loop runs longer than the recipe.
@@ -190,24 +180,35 @@ def compare_loops(
     classic_speed, our_speed = map(statistics.median, zip(*speeds, strict=True))
     ratios = [mine / theirs for theirs, mine in speeds]
 
-    sprint = make_trainer(recipe=replace(recipe, **sprint_changes))
-    sprint_seconds = sum(time_epoch(sprint) for _ in range(sprint.recipe.epochs))
-    accuracy, evaluation_seconds = evaluate_test(sprint)
-    classic_accuracy = classic.test_accuracy()
+    quick = make_trainer(recipe=network.quick_recipe)
+    quick_seconds = sum(time_epoch(quick) for _ in range(quick.recipe.epochs))
+    accuracy, evaluation_seconds = evaluate_test(quick)
+    target = classic.test_accuracy()
+    loops: dict[str, dict[str, Any] | None] = {
+        "ours": {
+            "images_per_second": our_speed,
+            "seconds_to_target": quick_seconds if accuracy >= target else None,
+            "test_accuracy": accuracy,
+        },
+        "classic loop": {
+            "images_per_second": classic_speed,
+            "seconds_to_target": sum(classic.seconds),
+            "test_accuracy": target,
+        },
+    }
+    for peer in peers.PEERS if arguments.peers else ():
+        print(f"{name.upper()}: {peer}", flush=True)
+        loops[peer] = peers.measure(peer, name, dataset, precision, target)
     network_flops = count_network_flops(network(**recipe.model))
     flops = count_step_flops(make_trainer(recipe=recipe))
     return {
-        "classic_images_per_second": classic_speed,
-        "images_per_second": our_speed,
+        "target_accuracy": target,  # of the test images, which the classic loop reaches at its end
+        "loops": loops,
         "ratio": statistics.median(ratios),
         "ratios": ratios,
-        "classic_seconds": sum(classic.seconds),
-        "classic_test_accuracy": classic_accuracy,
-        "sprint": sprint_changes,
-        "sprint_seconds": sprint_seconds,
-        "sprint_test_accuracy": accuracy,
+        "quick_seconds": quick_seconds,
         "time_to_accuracy_ratio": (
-            sprint_seconds / sum(classic.seconds) if accuracy >= classic_accuracy else None
+            quick_seconds / sum(classic.seconds) if accuracy >= target else None
         ),
         "flops_per_image": flops,
         "optimizer_share_of_flops": 1 - network_flops / flops,
@@ -232,34 +233,6 @@ def evaluate_test(trainer: Trainer) -> tuple[float, float]:
     logits = predict_logits(trainer.averaged, dataset.test_images, dataset.mean, dataset.std)
     accuracy = evaluate(logits, dataset.test_labels).accuracy
     return accuracy, time.perf_counter() - start
-
-
-def measure_growth(
-    network: type[Network], dataset: Dataset, precision: torch.dtype
-) -> dict[str, Any]:
-    """Return the seconds of an epoch by number of images and by width of the network."""
-    recipe = network.recipe
-    by_images, by_width = {}, {}
-    for count in IMAGE_COUNTS:
-        part = replace(dataset, train_indices=dataset.train_indices[:count])
-        trainer = Trainer(network, part, recipe, SEED, precision)
-        by_images[len(part.train_indices)] = trainer.steps_per_epoch * time_steps(
-            trainer, trainer.steps_per_epoch
-        )
-    for factor in WIDTH_FACTORS:
-        trainer = Trainer(network, dataset, widen(network, factor), SEED, precision)
-        by_width[factor] = trainer.steps_per_epoch * time_steps(trainer)
-    return {"seconds_by_images": by_images, "seconds_by_width": by_width}
-
-
-def widen(network: type[Network], factor: float) -> Recipe:
-    """Return a network's recipe with the widths of all hidden layers multiplied by a factor."""
-    arguments = network(**network.recipe.model).arguments
-    model = {
-        key: [round(factor * width) for width in value] if isinstance(value, list) else value
-        for key, value in arguments.items()
-    }
-    return replace(network.recipe, model=model)
 
 
 def measure_start(data_dir: Path, device: torch.device) -> float:
@@ -322,16 +295,11 @@ def print_table(result: dict[str, Any]) -> None:
         f"{'':<44}{''.join(f'{name.upper():>12}' for name in models)}"
     )
     for title, key, form in (
-        ("classic loop, images/s", "classic_images_per_second", "{:,.0f}"),
-        ("ours, images/s", "images_per_second", "{:,.0f}"),
-        ("ratio", "ratio", "{:.1f} x"),
+        ("images/s, ratio to the classic loop", "ratio", "{:.1f} x"),
         ("share of the matrix peak", "share_of_peak", "{:.0%}"),
         ("  of it in the optimizer", "optimizer_share_of_flops", "{:.0%}"),
-        (f"classic loop, {result['classic_epochs']} epochs", "classic_seconds", "{:.1f} s"),
-        ("  test accuracy", "classic_test_accuracy", "{:.2%}"),
-        ("ours, a few epochs", "sprint_seconds", "{:.1f} s"),
-        ("  test accuracy", "sprint_test_accuracy", "{:.2%}"),
-        ("share of the classic loop's time", "time_to_accuracy_ratio", "{:.1%}"),
+        ("training with the quick recipe", "quick_seconds", "{:.1f} s"),
+        ("  share of the classic loop's time", "time_to_accuracy_ratio", "{:.1%}"),
         ("evaluation of the test images", "evaluation_seconds", "{:.2f} s"),
     ):
         cells = (
@@ -341,10 +309,27 @@ def print_table(result: dict[str, Any]) -> None:
         print(f"{title:<44}{''.join(f'{cell:>12}' for cell in cells)}")
     memory = result["peak_memory_bytes"]
     text = "not measured" if memory is None else f"{memory / 1e9:.2f} GB"
-    print(
-        f"{'from the command to the first epoch of a step':<44}{result['start_seconds']:>10.1f} s"
-    )
+    start = f"{result['start_seconds']:.1f} s"
+    print(f"{'from the command to the first epoch of a step':<46}{start:>10}")
     print(f"{'peak memory, all models trained':<44}{text:>12}")
+    for name, model in models.items():
+        print_loops(name, model)
+
+
+def print_loops(name: str, model: dict[str, Any]) -> None:
+    """Print a model's speed in every loop, and its time to the classic loop's accuracy."""
+    target = f"seconds to {model['target_accuracy']:.2%}"
+    print(f"\n{name.upper():<24}{'images/s':>12}{target:>20}{'accuracy':>12}")
+    for loop, measured in model["loops"].items():
+        if measured is None:
+            print(f"{loop:<24}{'not installed':>12}")
+            continue
+        seconds = measured["seconds_to_target"]
+        reached = "not reached" if seconds is None else f"{seconds:.1f}"
+        print(
+            f"{loop:<24}{measured['images_per_second']:>12,.0f}{reached:>20}"
+            f"{measured['test_accuracy']:>12.2%}"
+        )
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -362,6 +347,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=CLASSIC_EPOCHS,
         metavar="N",
         help="epochs of the classic loop (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="also measure the same networks in a faster PyTorch loop and, where installed, in "
+        "Keras and Flax",
     )
     add_options(parser)
     return parser.parse_args(argv)

@@ -8,10 +8,9 @@ its subfolder runs and not repeated.
 """
 
 import argparse
-import contextlib
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,16 +19,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from fashion import cli, report
+import fashionmnist
+from fashion import cli
 from fashion.checkpoint import SUFFIX, Checkpoint, load_weights
 from fashion.data import TITLES
-from fashion.environment import choose_device, choose_precision
 from fashion.evaluation import predict_logits
-from fashion.files import UsageError, lock_folder, prepare_folder
+from fashion.files import UsageError
 from fashion.recipe import Recipe
-from fashion.runs import Job, Run, find_run, run_path, save_run, score
 from fashion.training import Trainer
-from fashionmnist import check_previous_results, choose_seeds, train, write_results
 from models import MODELS
 
 TEACHER_MODEL = "cnn"
@@ -68,6 +65,10 @@ class DistilledTrainer(Trainer):
 
     def __init__(self, *arguments: Any, teacher: Checkpoint, fingerprint: str) -> None:
         super().__init__(*arguments)
+        if teacher.dataset != self.dataset.name:
+            raise UsageError(
+                f"the teacher was trained on {TITLES[teacher.dataset]}, not on {self.dataset.title}"
+            )
         self.teacher, self.fingerprint = teacher, fingerprint
         teacher.model.to(self.device)
 
@@ -91,56 +92,14 @@ class DistilledTrainer(Trainer):
 
 def main(arguments: argparse.Namespace) -> None:
     """Train and score all models with all seeds, and write results and pictures."""
-    with cli.advise("choose another one with --device"):
-        device = choose_device(arguments.device)
-    precision = choose_precision(arguments.precision, device)
-    trainer_type: Callable[..., Trainer] = Trainer
-    if arguments.teacher:
-        with cli.advise("--teacher needs the weights of a CNN from fashionmnist.py", UsageError):
-            teacher = load_weights(arguments.teacher, MODELS[TEACHER_MODEL])
-        fingerprint = hashlib.md5(arguments.teacher.read_bytes()).hexdigest()
-        trainer_type = partial(DistilledTrainer, teacher=teacher, fingerprint=fingerprint)
-
-    with contextlib.ExitStack() as stack:
-        with cli.advise("choose another folder with --out"):
-            prepare_folder(arguments.out / "runs")
-            stack.enter_context(lock_folder(arguments.out))
-        folder = arguments.out / "runs"
-        seeds = choose_seeds(arguments)
-        jobs = [(name, seed) for name in arguments.models for seed in seeds]
-        paths = {job: run_path(folder, *job, ".resume.pt") for job in jobs}
-        check_previous_results(arguments, paths.values())
-        dataset = cli.load_data(arguments).to(device)
-        report.print_dataset(dataset)
-        if arguments.teacher and teacher.dataset != dataset.name:
-            raise UsageError(
-                f"the teacher {arguments.teacher} was trained on {TITLES[teacher.dataset]}, not on "
-                f"{dataset.title}"
-            )
-
-        def make_trainer(name: str, seed: int) -> Trainer:
-            recipe = cli.change_recipe(BEST_RECIPES[name], arguments)
-            return trainer_type(MODELS[name], dataset, recipe, seed, precision)
-
-        runs: dict[Job, Run] = {}
-        with cli.advise("choose another folder with --out, or remove the old runs", UsageError):
-            for name, seed in jobs:
-                if run := find_run(folder, name, make_trainer(name, seed)):
-                    runs[name, seed] = run
-        print(f"Runs requested: {len(jobs)}, already in {folder}: {len(runs)}")
-        for name, seed in jobs:
-            if (name, seed) not in runs:
-                trainer = make_trainer(name, seed)
-                train(trainer, name, paths[name, seed], arguments)
-                runs[name, seed] = score(trainer, name)
-                save_run(folder, runs[name, seed])
-                paths[name, seed].unlink(missing_ok=True)
-        settings = {
-            "limit": arguments.limit,
-            "precision": str(precision).removeprefix("torch."),
-            "teacher": str(arguments.teacher) if arguments.teacher else None,
-        }
-        write_results(arguments, dataset, runs, settings)
+    if not arguments.teacher:
+        fashionmnist.main(arguments, teacher=None)
+        return
+    with cli.advise("--teacher needs the weights of a CNN from fashionmnist.py", UsageError):
+        teacher = load_weights(arguments.teacher, MODELS[TEACHER_MODEL])
+    fingerprint = hashlib.md5(arguments.teacher.read_bytes()).hexdigest()
+    trainer_type = partial(DistilledTrainer, teacher=teacher, fingerprint=fingerprint)
+    fashionmnist.main(arguments, trainer_type, teacher=str(arguments.teacher))
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -153,30 +112,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "-m experiments.record", "Train the networks for accuracy with longer recipes."
     )
     parser.add_argument(
-        "--models",
-        nargs="+",
-        choices=BEST_RECIPES,
-        default=list(BEST_RECIPES),
-        help="models to train, in this order (default: all)",
-    )
-    parser.add_argument(
         "--teacher",
         type=Path,
         metavar="FILE",
         help="train on the probabilities of this CNN instead of the labels, which the recipe of "
         f"the FFN is made for; such as outputs/{TEACHER_MODEL}{SUFFIX}",
     )
-    cli.add_out_option(parser, "all results")
-    cli.add_data_options(parser.add_argument_group("data"))
-    training = parser.add_argument_group("training")
-    cli.add_recipe_options(training, BEST_RECIPES)
-    cli.add_run_options(training, runs=1)
-    parser.set_defaults(out=cli.OUTPUT_FOLDER / "record", record=False)
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = parser.parse_args(argv)
-    arguments.command = ["python", "-m", "experiments.record", *argv]  # to repeat it with --resume
-    arguments.models = list(dict.fromkeys(arguments.models))
-    return arguments
+    parser.set_defaults(series=True)  # these trainings are long: keep each of them
+    return fashionmnist.parse_options(parser, BEST_RECIPES, argv, cli.OUTPUT_FOLDER / "record")
 
 
 if __name__ == "__main__":

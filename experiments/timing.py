@@ -1,9 +1,12 @@
 """What the measuring experiments share: their options, the dataset, and the time of a step."""
 
 import argparse
+import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from itertools import chain, repeat
+from typing import TypeVar
 
 from fashion import cli
 from fashion.data import FASHION_MNIST, Dataset, load_dataset
@@ -14,6 +17,9 @@ from fashion.training import Trainer
 SEED = 0
 WARM_UP_STEPS = 3  # the first steps allocate memory and choose kernels
 TIMED_STEPS = 6
+
+
+Result = TypeVar("Result")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -53,3 +59,9 @@ def time_steps(trainer: Trainer, count: int = TIMED_STEPS) -> float:
         synchronize(trainer.device)
         times.append(time.perf_counter() - start)
     return statistics.median(times[WARM_UP_STEPS:])
+
+
+def call_in_own_process(function: Callable[..., Result], *arguments: object) -> Result:
+    """Return what a function of a module returns when a new process calls it."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)

@@ -8,9 +8,10 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -19,15 +20,10 @@ from fashion.download import NETWORK_TIMEOUT
 from fashion.environment import DEVICES, PRECISIONS
 from fashion.files import RunError, UsageError
 from fashion.recipe import Recipe
+from fashion.report import describe_results
+from fashion.training import describe_unfinished
 
 DATA_FOLDER, OUTPUT_FOLDER = Path("data"), Path("outputs")
-# The largest values that make sense. Larger arguments are typing errors.
-MAX_EPOCHS = 100_000
-MAX_BATCH_SIZE = 55_000  # the training images of Fashion-MNIST
-MAX_RUNS = 10_000
-MAX_SEED = 2**63 - 1 - MAX_RUNS  # the limit of torch's generators, less the runs
-MAX_TIMEOUT = 3600  # seconds
-MIN_BATCH_SIZE = 2  # batch norm needs at least two images
 INTERRUPTED, TERMINATED = 130, 143  # the shell's exit statuses after Ctrl-C and SIGTERM
 
 Item = TypeVar("Item")
@@ -41,9 +37,9 @@ def run(
     """Run a script and report errors that a user can act on as a message and an exit status.
 
     Args:
-        parse: Parses the command line.
+        parse: Parses the command line: argv, or that of the process if argv is None.
         main: The script.
-        argv: The command line; None for that of the process.
+        argv: The command line.
 
     Returns:
         0 on success; 2 if the user made a mistake; 1 if disk, network, data or numbers failed; 130
@@ -63,12 +59,9 @@ def run(
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(parse(argv))
-    except (UsageError, RunError) as error:
+    except (UsageError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return RunError.exit_status
+        return getattr(error, "exit_status", RunError.exit_status)
     except KeyboardInterrupt as error:
         print(f"\ninterrupted{error}", file=sys.stderr)
         return status
@@ -81,12 +74,7 @@ def run(
 def advise(
     advice: str, kinds: type[Exception] | tuple[type[Exception], ...] = (UsageError, RunError)
 ) -> Iterator[None]:
-    """Add to an error raised inside which option or command helps.
-
-    Args:
-        advice: What to do, appended to the message.
-        kinds: The errors to which it applies.
-    """
+    """Append advice, which option or command helps, to errors of these kinds raised inside."""
     try:
         yield
     except kinds as error:
@@ -107,14 +95,7 @@ class Parser(argparse.ArgumentParser):
 def number_type(
     convert: type[int] | type[float], low: float, high: float, *, above: bool = False
 ) -> Callable[[str], float]:
-    """Return a converter for argparse that accepts numbers from low, or above low, to high.
-
-    Args:
-        convert: int or float.
-        low: Smallest allowed value.
-        high: Largest allowed value.
-        above: Whether low itself is rejected.
-    """
+    """Return a converter for argparse that accepts numbers from low, or above low, to high."""
 
     def parse(text: str) -> float:
         try:
@@ -138,154 +119,114 @@ def web_address(text: str) -> str:
     return text
 
 
+# The upper limits are the largest values that make sense; larger ones are typing errors. Batch norm
+# needs two images; Fashion-MNIST has 55,000 to train on.
+image_count = number_type(int, 2, 55_000)
+RECIPE_OPTIONS = (  # option, setting of the recipe, type, help
+    ("--epochs", "epochs", number_type(int, 1, 100_000), "passes over the training images"),
+    ("--batch-size", "batch_size", image_count, "images per step"),
+    ("--lr", "learning_rate", number_type(float, 0, 1e6, above=True), "peak learning rate"),
+    ("--weight-decay", "weight_decay", number_type(float, 0, 1e6), "weight decay of AdamW"),
+)
+HELP = {
+    "--dataset": "auto: Fashion-MNIST, or a drawn stand-in if neither disk nor network provides it",
+    "--data-dir": "folder with the dataset in FashionMNIST/raw, also for the download",
+    "--mirror": "address of a folder with the four archives, tried before torchvision's own",
+    "--timeout": "longest wait for one answer from the network",
+    "--limit": "train on the first N images only",
+    "--seed": "seed of initial weights, order, augmentation and dropout",
+    "--runs": "train each model with N seeds, from --seed on, and compare",
+    "--device": "device to train on; auto: the fastest available",
+    "--precision": "of matrix products; auto: bfloat16 if the hardware has it",
+    "--resume": "continue an interrupted run with the same settings after its last finished epoch",
+    "--overwrite": "discard an interrupted run in the output folder instead of refusing to start",
+}
+
+
+def _add_option(parser: argparse._ActionsContainer, option: str, **settings: Any) -> None:
+    """Add an option with the text in HELP and its default, if it has one."""
+    default = " (default: %(default)s)" if "default" in settings else ""
+    parser.add_argument(option, help=HELP[option] + default, **settings)
+
+
 def add_out_option(parser: argparse._ActionsContainer, content: str) -> None:
     """Add --out, the folder for the content named."""
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=OUTPUT_FOLDER,
-        metavar="DIR",
-        help=f"folder for {content} (default: %(default)s)",
-    )
+    text = f"folder for {content} (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=OUTPUT_FOLDER, metavar="DIR", help=text)
 
 
 def add_data_dir_option(parser: argparse._ActionsContainer) -> None:
     """Add --data-dir, the folder of the dataset."""
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        default=DATA_FOLDER,
-        metavar="DIR",
-        help="folder with the dataset in FashionMNIST/raw, also for the download "
-        "(default: %(default)s)",
-    )
+    _add_option(parser, "--data-dir", type=Path, default=DATA_FOLDER, metavar="DIR")
 
 
 def add_device_option(parser: argparse._ActionsContainer) -> None:
     """Add --device."""
-    parser.add_argument(
-        "--device",
-        choices=DEVICES,
-        default="auto",
-        help="device to train on; auto: the fastest available (default: %(default)s)",
-    )
+    _add_option(parser, "--device", choices=DEVICES, default="auto")
 
 
 def add_data_options(parser: argparse._ActionsContainer) -> None:
     """Add the options that load_data reads."""
-    parser.add_argument(
-        "--dataset",
-        choices=["auto", FASHION_MNIST, SYNTHETIC],
-        default="auto",
-        help="auto: Fashion-MNIST, or a drawn stand-in if neither disk nor network provides it "
-        "(default: %(default)s)",
-    )
+    choices, seconds = ["auto", FASHION_MNIST, SYNTHETIC], number_type(float, 0, 3600, above=True)
+    _add_option(parser, "--dataset", choices=choices, default="auto")
     add_data_dir_option(parser)
-    parser.add_argument(
-        "--mirror",
-        type=web_address,
-        metavar="URL",
-        help="address of a folder with the four archives, tried before torchvision's own",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=number_type(float, 0, MAX_TIMEOUT, above=True),
-        default=NETWORK_TIMEOUT,
-        metavar="SECONDS",
-        help="longest wait for one answer from the network (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--limit",
-        type=number_type(int, MIN_BATCH_SIZE, MAX_BATCH_SIZE),
-        metavar="N",
-        help="train on the first N images only",
-    )
+    _add_option(parser, "--mirror", type=web_address, metavar="URL")
+    _add_option(parser, "--timeout", type=seconds, default=NETWORK_TIMEOUT, metavar="SECONDS")
+    _add_option(parser, "--limit", type=image_count, metavar="N")
 
 
+@advise("--mirror names another source of the files, --data-dir another folder", RunError)
 def load_data(arguments: argparse.Namespace) -> Dataset:
     """Load the dataset that the options of add_data_options select; see data.load_dataset."""
-    advice = "--mirror names another source of the files, --data-dir another folder"
-    with advise(advice, RunError):
-        return load_dataset(
-            arguments.dataset,
-            arguments.data_dir,
-            arguments.mirror,
-            arguments.timeout,
-            arguments.limit,
-        )
+    return load_dataset(
+        arguments.dataset, arguments.data_dir, arguments.mirror, arguments.timeout, arguments.limit
+    )
 
 
 def add_recipe_options(parser: argparse._ActionsContainer, recipes: Mapping[str, Recipe]) -> None:
     """Add the options that change_recipe reads, with the default of each recipe in the help."""
-    batch_size = number_type(int, MIN_BATCH_SIZE, MAX_BATCH_SIZE)
-    rate = number_type(float, 0, 1e6, above=True)
-    for option, setting, convert, text in (
-        ("--epochs", "epochs", number_type(int, 1, MAX_EPOCHS), "passes over the training images"),
-        ("--batch-size", "batch_size", batch_size, "images per step"),
-        ("--lr", "learning_rate", rate, "peak learning rate"),
-        ("--weight-decay", "weight_decay", number_type(float, 0, 1e6), "weight decay of AdamW"),
-    ):
+    for option, setting, convert, text in RECIPE_OPTIONS:
         defaults = ", ".join(f"{name} {getattr(r, setting):g}" for name, r in recipes.items())
-        parser.add_argument(
-            option, dest=setting, type=convert, metavar="X", help=f"{text} (default: {defaults})"
-        )
+        text += f" (default: {defaults})"
+        parser.add_argument(option, dest=setting, type=convert, metavar="X", help=text)
 
 
 def change_recipe(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
     """Return a recipe with the settings that the options of add_recipe_options change."""
-    settings = ("epochs", "batch_size", "learning_rate", "weight_decay")
-    given = {key: getattr(arguments, key) for key in settings}
+    given = {setting: getattr(arguments, setting) for _, setting, *_ in RECIPE_OPTIONS}
     return replace(recipe, **{key: value for key, value in given.items() if value is not None})
 
 
-def add_run_options(parser: argparse._ActionsContainer, runs: int) -> None:
-    """Add the options of a training that are not part of a recipe.
-
-    Args:
-        parser: The parser or group.
-        runs: Default number of seeds.
-    """
-    parser.add_argument(
-        "--seed",
-        type=number_type(int, 0, MAX_SEED),
-        default=0,
-        metavar="N",
-        help="seed of initial weights, order, augmentation and dropout (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--runs",
-        type=number_type(int, 1, MAX_RUNS),
-        default=runs,
-        metavar="N",
-        help="train each model with N seeds, from --seed on, and compare (default: %(default)s)",
-    )
+def add_run_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options of a training that are not part of a recipe."""
+    max_runs = 10_000
+    max_seed = 2**63 - 1 - max_runs  # the limit of torch's generators, less the runs
+    _add_option(parser, "--seed", type=number_type(int, 0, max_seed), default=0, metavar="N")
+    _add_option(parser, "--runs", type=number_type(int, 1, max_runs), default=1, metavar="N")
     add_device_option(parser)
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="of matrix products; auto: bfloat16 if the hardware has it (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue an interrupted run with the same settings after its last finished epoch",
-    )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="discard an interrupted run in the output folder instead of refusing to start",
-    )
+    _add_option(parser, "--precision", choices=PRECISIONS, default="auto")
+    _add_option(parser, "--resume", action="store_true")
+    _add_option(parser, "--overwrite", action="store_true")
 
 
-@contextlib.contextmanager
-def quiet_unless(first: bool) -> Iterator[None]:
+def check_previous_results(arguments: argparse.Namespace, state_paths: Iterable[Path]) -> None:
+    """Refuse to overwrite an unfinished training, and print which results will be replaced."""
+    for path in () if arguments.resume or arguments.overwrite else state_paths:
+        if unfinished := describe_unfinished(path):
+            raise UsageError(
+                f"{path} holds {unfinished}; continue it with --resume, discard it with "
+                "--overwrite, or choose another folder with --out"
+            )
+    if previous := describe_results(arguments.out):
+        print(
+            f"The results in {arguments.out} ({previous}) and the pictures of their models will be "
+            "replaced when the first model is trained."
+        )
+
+
+def quiet_unless(first: bool) -> AbstractContextManager:
     """Suppress standard output in all processes of a job but the first."""
-    if first:
-        yield
-        return
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
+    return contextlib.nullcontext() if first else contextlib.redirect_stdout(io.StringIO())
 
 
 def is_interactive() -> bool:
@@ -302,12 +243,7 @@ def progress_bar(
 ) -> "tqdm[Item]":
     """Return an iterable over items that shows a progress bar, on a terminal only.
 
-    Args:
-        items: What to iterate over.
-        title: Text before the bar.
-        total: Number of items if they have no length.
-        unit: What is counted.
-        unit_scale: How many of these an item stands for.
+    Items without a length need a total. Each of them stands for unit_scale units.
     """
     hidden = not is_interactive()
     return tqdm(items, title, total, leave=False, disable=hidden, unit=unit, unit_scale=unit_scale)
@@ -315,6 +251,4 @@ def progress_bar(
 
 def print_files(files: Iterable[Path]) -> None:
     """Print the files that were written."""
-    print("\nFiles written:")
-    for file in files:
-        print(f"  {file}")
+    print("\nFiles written:", *(f"  {file}" for file in files), sep="\n")

@@ -18,16 +18,18 @@ class Network(nn.Module):
     """Base class of networks that map normalized images (N, 1, 28, 28) to logits (N, 10).
 
     Attributes:
-        recipe: The settings that train the network, of the class.
+        recipe: How to train the network, of the class.
+        quick_recipe: How to train it within a minute, to a lower accuracy.
         arguments: The arguments of the constructor, which rebuild the network.
     """
 
     recipe: ClassVar[Recipe]
+    quick_recipe: ClassVar[Recipe]
     arguments: dict[str, Any]
 
 
 class ConvBlock(nn.Module):
-    """Convolution, max-pooling, batch norm and ReLU: (N, C, H, W) to (N, K, H // 2, W // 2).
+    """Convolution, max-pooling, batch norm and ReLU: (N, C, S, S) to (N, K, S // 2, S // 2).
 
     Pooling directly follows the convolution, so that batch norm and ReLU, which are limited by
     memory bandwidth, process a quarter of the values.
@@ -35,19 +37,29 @@ class ConvBlock(nn.Module):
     Args:
         inputs: Number of input channels C.
         outputs: Number of kernels K.
+        size: Height and width S of the input.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, size: int) -> None:
         super().__init__()
+        self.odd = size % 2 == 1
+        padding = 0 if self.odd else KERNEL_SIZE // 2
         # Batch norm subtracts the mean, so a bias would have no effect.
-        self.conv = nn.Conv2d(inputs, outputs, KERNEL_SIZE, padding=KERNEL_SIZE // 2, bias=False)
+        self.conv = nn.Conv2d(inputs, outputs, KERNEL_SIZE, padding=padding, bias=False)
         self.pool = nn.MaxPool2d(2)
         self.norm = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU()
 
+    def convolve(self, maps: Tensor) -> Tensor:
+        """Return the convolution, (N, K, S, S), or (N, K, S - 1, S - 1) if S is odd.
+
+        Pooling would leave out the last row and the last column of maps of odd size.
+        """
+        return self.conv(F.pad(maps, (1, 0, 1, 0)) if self.odd else maps)
+
     def forward(self, maps: Tensor) -> Tensor:
         """Return the feature maps after all four layers."""
-        return self.relu(self.norm(self.pool(self.conv(maps))))
+        return self.relu(self.norm(self.pool(self.convolve(maps))))
 
 
 def conv_blocks(model: nn.Module) -> list[ConvBlock]:

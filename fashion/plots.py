@@ -5,19 +5,20 @@ take the style of a model, or the styles of several models by name, and the titl
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
 from itertools import cycle
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from fashion.comparison import SUSPECT_PROBABILITY, Suspect
 from fashion.data import CLASS_NAMES, Dataset
@@ -25,8 +26,8 @@ from fashion.evaluation import CALIBRATION_BINS, Calibration
 from fashion.files import write_file
 
 # The palette of Okabe and Ito (https://jfly.uni-koeln.de/color), made for colour-blind readers.
-VERMILION, BLUE, GREEN = "#D55E00", "#0072B2", "#009E73"
-MODEL_COLOURS = (VERMILION, BLUE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
+VERMILION, GREEN = "#D55E00", "#009E73"
+MODEL_COLOURS = (VERMILION, "#0072B2", GREEN, "#CC79A7", "#E69F00", "#56B4E9")
 MODEL_MARKERS = ("s", "o", "^", "D", "v", "P", "X")
 GREY = "#6E6E6E"
 DIVERGING, SEQUENTIAL = "RdBu_r", "Blues"  # for signed and for non-negative values
@@ -50,7 +51,6 @@ STYLE: dict[Any, Any] = {
 }
 GRID_ROWS = GRID_COLUMNS = 5  # of the figures of predictions
 SUSPECT_ROWS, SUSPECT_COLUMNS = 5, 8
-DARK_PERCENT = 9  # cells of a confusion matrix that need white numbers
 CONFUSIONS_SHOWN = 5  # per model
 COSTS = (  # title, format and value of the panels of costs
     ("Parameters", "{:,.0f}", lambda m: m["parameters"]),
@@ -58,11 +58,9 @@ COSTS = (  # title, format and value of the panels of costs
     ("Training time", "{:,.1f} s", lambda m: m["train_seconds"]["mean"]),
     ("Inference time for 1,000 images", "{:,.0f} ms", lambda m: 1e3 * m["latency_seconds"]["1000"]),
 )
-MIN_BIN_SHARE = 0.002  # a reliability diagram omits bins with a smaller share of the images
 
 History = Sequence[Mapping[str, float]]
 Cell = tuple[np.ndarray, str, str]  # image, title above it, caption below
-P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -80,17 +78,21 @@ def assign_styles(names: Iterable[str]) -> dict[str, Style]:
     return {name: Style(name.upper(), colour, marker) for name, colour, marker in looks}
 
 
-def styled(make: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Apply STYLE while a function makes its figure."""
-
-    @wraps(make)
-    def make_styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
-            return make(*args, **kwargs)
-
-    return make_styled
+@contextmanager
+def styled() -> Iterator[None]:
+    """Apply STYLE while a figure is made or saved, as a decorator or in a with statement."""
+    with matplotlib.rc_context(STYLE):
+        yield
 
 
+def make_figure(title: str, width: float, height: float) -> Figure:
+    """Return an empty figure with a title, its size in inches."""
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(title)
+    return figure
+
+
+@styled()
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically.
 
@@ -98,8 +100,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         RunError: If the file cannot be written.
     """
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png")
     write_file(path, buffer.getvalue())
 
 
@@ -120,26 +121,23 @@ def group_bars(count: int, width: float = 0.8) -> tuple[np.ndarray, float]:
     return (np.arange(count) - (count - 1) / 2) * width / count, width / count
 
 
-def hide_axes(axes: Axes) -> None:
-    """Reduce a panel's axes to a thin frame; hide an empty panel."""
-    axes.grid(False)
-    axes.set(xticks=[], yticks=[])
-    axes.set_frame_on(axes.has_data())
-    for spine in axes.spines.values():
-        spine.set(visible=True, color="#BBBBBB", linewidth=0.8)
+def hide_axes(*panels: Axes) -> None:
+    """Reduce the axes of panels to a thin frame; hide empty panels."""
+    for axes in panels:
+        axes.grid(False)
+        axes.set(xticks=[], yticks=[], frame_on=axes.has_data())
+        axes.spines[:].set(visible=True, color="#BBBBBB", linewidth=0.8)
 
 
 # One model
 
 
-@styled
+@styled()
 def draw_learning_curves(history: History, style: Style, dataset: str) -> Figure:
     """Draw loss and accuracy of training and validation by epoch; see Trainer.validate."""
-    figure = Figure(figsize=(11, 4.6))
-    figure.suptitle(f"Learning curves, {style.label} on {dataset}")
+    figure = make_figure(f"Learning curves, {style.label} on {dataset}", 11, 4.6)
     epochs = [entry["epoch"] for entry in history]
-    # A single epoch is a single point, which a line does not show.
-    marker = "o" if len(epochs) < 3 else ""
+    marker = "o" if len(epochs) < 3 else ""  # a line does not show a single epoch
     parts = (("train", "training", GREY, "--"), ("validation", "validation", style.colour, "-"))
     for axes, measure in _loss_and_accuracy(figure):
         for part, name, colour, line in parts:
@@ -150,12 +148,9 @@ def draw_learning_curves(history: History, style: Style, dataset: str) -> Figure
         axes.set(title=measure.capitalize(), xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend()
-    figure.supxlabel(
-        "Training values are those of the loss that is minimized, with dropout and augmentation; "
-        "they can be worse than validation values.",
-        fontsize=9,
-        color=GREY,
-    )
+    note = "Training values are those of the loss that is minimized, with dropout and augmentation"
+    note += "; they can be worse than validation values."
+    figure.supxlabel(note, fontsize=9, color=GREY)
     return figure
 
 
@@ -172,28 +167,23 @@ def _loss_and_accuracy(figure: Figure) -> Iterator[tuple[Axes, str]]:
 def choose_examples(labels: np.ndarray, probabilities: np.ndarray, correct: bool) -> np.ndarray:
     """Return the indices of up to 25 examples, evenly distributed over the true classes.
 
-    Of the correct predictions, the first ones of each class are chosen; of the errors, the most
-    confident ones. The indices are ordered by class.
-
-    Args:
-        labels: True classes (N,).
-        probabilities: Predicted probabilities (N, 10).
-        correct: Whether to choose correct predictions or errors.
+    From true classes (N,) and predicted probabilities (N, 10), choose the first correct predictions
+    of each class, or the most confident errors. The indices are ordered by class.
     """
-    predictions, confidence = probabilities.argmax(1), probabilities.max(1)
-    candidates = np.flatnonzero((predictions == labels) == correct)
+    candidates = np.flatnonzero((probabilities.argmax(1) == labels) == correct)
     if not correct:
-        candidates = candidates[np.argsort(-confidence[candidates], kind="stable")]
+        confidence = probabilities[candidates].max(1)
+        candidates = candidates[np.argsort(-confidence, kind="stable")]
     # The first candidate of every class, then the second of every class, and so on.
     ranks = np.empty(len(candidates), dtype=int)
-    for label in np.unique(labels):
+    for label in range(len(CLASS_NAMES)):
         members = labels[candidates] == label
         ranks[members] = np.arange(members.sum())
-    first = candidates[np.argsort(ranks, kind="stable")][: GRID_ROWS * GRID_COLUMNS]
-    return first[np.argsort(labels[first], kind="stable")]
+    chosen = candidates[np.argsort(ranks, kind="stable")][: GRID_ROWS * GRID_COLUMNS]
+    return chosen[np.argsort(labels[chosen], kind="stable")]
 
 
-@styled
+@styled()
 def draw_predictions(
     images: np.ndarray,
     labels: np.ndarray,
@@ -207,18 +197,16 @@ def draw_predictions(
     The images are the whole test set, uint8 (N, 28, 28); for the other arguments and the selection
     see choose_examples.
     """
-    figure = Figure(figsize=(9.5, 11.5))
     content = "Correct predictions" if correct else "Most confident errors of each class"
-    figure.suptitle(f"{content}, {style.label} on {dataset}")
+    figure = make_figure(f"{content}, {style.label} on {dataset}", 9.5, 11.5)
     cells = []
     for index in choose_examples(labels, probabilities, correct):
-        guess = probabilities[index].argmax()
-        title = f"{CLASS_NAMES[guess]} {probabilities[index, guess]:.0%}"
+        title = f"{CLASS_NAMES[probabilities[index].argmax()]} {probabilities[index].max():.0%}"
         if not correct:
             title += f"\ntrue: {CLASS_NAMES[labels[index]]}"
         cells.append((images[index], title, f"test image {index}"))
-    colour = GREEN if correct else VERMILION
-    _draw_cells(figure.subplots(GRID_ROWS, GRID_COLUMNS), cells, colour)
+    panels = figure.subplots(GRID_ROWS, GRID_COLUMNS)
+    _draw_cells(panels, cells, GREEN if correct else VERMILION)
     return figure
 
 
@@ -228,51 +216,45 @@ def _draw_cells(panels: np.ndarray, cells: Sequence[Cell], colour: str) -> None:
         axes.imshow(image, vmin=0, vmax=255)
         axes.set_title(title, color=colour, fontsize=9.5)
         axes.set_xlabel(caption, fontsize=8, color=GREY)
-    for axes in panels.flat:
-        hide_axes(axes)
+    hide_axes(*panels.flat)
     if not cells:
         panels.flat[0].figure.text(0.5, 0.5, "none", ha="center", color=GREY)
 
 
-@styled
-def draw_confusion(
-    matrix: np.ndarray | Sequence[Sequence[int]], style: Style, dataset: str
-) -> Figure:
+@styled()
+def draw_confusion(matrix: ArrayLike, style: Style, dataset: str) -> Figure:
     """Draw a confusion matrix (10, 10), rows true and columns predicted, in percent of the row."""
     counts = np.asarray(matrix)
     shares = 100 * counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    figure = Figure(figsize=(9.5, 8))
-    figure.suptitle(f"Confusion matrix, {style.label} on {dataset}")
+    figure = make_figure(f"Confusion matrix, {style.label} on {dataset}", 9.5, 8)
     axes = figure.subplots()
     axes.grid(False)
     # A compressed scale, since the errors of interest are all small.
     mesh = axes.imshow(shares, cmap=SEQUENTIAL, norm="asinh", vmin=0, vmax=100)
     for row, column in zip(*np.nonzero(counts), strict=True):
         value = shares[row, column]
-        colour = "white" if value > DARK_PERCENT else "black"
+        colour = "white" if value > 9 else "black"  # white on dark cells
         axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(len(CLASS_NAMES)), CLASS_NAMES, rotation=40, ha="right")
     axes.set_yticks(range(len(CLASS_NAMES)), CLASS_NAMES)
     axes.set(xlabel="predicted class", ylabel="true class")
-    bar = figure.colorbar(mesh, shrink=0.8, label="share of the true class (%)")
-    ticks = [0, 1, 2, 5, 10, 20, 50, 100]
-    bar.set_ticks(ticks, labels=[str(tick) for tick in ticks])
-    bar.minorticks_off()
+    ticks, label = [0, 1, 2, 5, 10, 20, 50, 100], "share of the true class (%)"
+    figure.colorbar(mesh, shrink=0.8, label=label, ticks=ticks, format="%d").minorticks_off()
     return figure
 
 
 # Several models
 
 
-@styled
+@styled()
 def draw_comparison(comparison: Mapping[str, Any], styles: Mapping[str, Style]) -> Figure:
     """Draw accuracy, scores by class, confusions and cost of all models; see comparison.compare."""
     models = {styles[name]: model for name, model in comparison["models"].items()}
     seeds = len(comparison["seeds"])
     count = f"{seeds} seed{'' if seeds == 1 else 's'}"
     extra = 1.5 * (len(models) - 2)  # inches: each further model adds its confusions
-    figure = Figure(figsize=(13, 9.5 + extra))
-    figure.suptitle(f"Test results on {comparison['dataset']}, {count} per model")
+    title = f"Test results on {comparison['dataset']}, {count} per model"
+    figure = make_figure(title, 13, 9.5 + extra)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.25, 1)).flat
     top, bottom = right.subfigures(2, 1, squeeze=False, height_ratios=(1, 2.4)).flat
     by_class, confusions = left.subplots(2, 1, height_ratios=(5.3, 4.2 + extra))
@@ -284,7 +266,6 @@ def draw_comparison(comparison: Mapping[str, Any], styles: Mapping[str, Style]) 
         _draw_bars(axes, values, [style.label for style in models], models, text)
         axes.margins(x=0.35)
         axes.set_title(title, loc="left")
-        axes.grid(visible=False)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
     return figure
@@ -294,10 +275,10 @@ def _draw_bars(
     axes: Axes, values: Sequence[float], labels: Sequence[str], styles: Iterable[Style], text: str
 ) -> None:
     """Draw horizontal bars, the first one at the top, each with its value in this format."""
-    colours = [style.colour for style in styles]
-    bars = axes.barh(range(len(values)), values, color=colours, height=0.65)
-    axes.bar_label(bars, [text.format(value) for value in values], padding=4, fontsize=9)
-    axes.set_yticks(range(len(values)), labels, fontsize=9)
+    places, colours = range(len(values)), [style.colour for style in styles]
+    bars = axes.barh(places, values, color=colours, height=0.65)
+    axes.bar_label(bars, fmt=text, padding=4, fontsize=9)
+    axes.set_yticks(places, labels, fontsize=9)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
 
@@ -313,10 +294,8 @@ def _draw_classes(axes: Axes, models: Mapping[Style, Any], measure: str) -> None
     for style, values, table in zip(models, means, tables, strict=True):
         intervals = [table[name][measure]["ci95"] for name in classes]
         errors = np.abs(np.array(intervals).T - values) if intervals[0] else None
-        marker, colour, label = style.marker, style.colour, style.label
-        axes.errorbar(
-            values, heights, xerr=errors, fmt=marker, color=colour, label=label, ms=7, capsize=3
-        )
+        look: dict[str, Any] = {"fmt": style.marker, "color": style.colour, "label": style.label}
+        axes.errorbar(values, heights, xerr=errors, ms=7, capsize=3, **look)
     axes.set_yticks(heights, classes)
     score = {"recall": "accuracy", "f1": "F1 score"}[measure]
     note = ", 95% intervals over seeds" if intervals[0] else ""
@@ -328,17 +307,17 @@ def _draw_classes(axes: Axes, models: Mapping[Style, Any], measure: str) -> None
 
 def _draw_confusions(axes: Axes, models: Mapping[Style, Any]) -> None:
     """Draw each model's most frequent confusions, as shares of the true class."""
-    labels, lengths, styles = [], [], []
+    bars = []
     for style, model in models.items():
-        matrix = np.array(model["confusion_matrix"], dtype=float)
-        share = matrix / matrix.sum(1, keepdims=True).clip(min=1)
-        np.fill_diagonal(share, 0)
-        for place in np.argsort(-share, axis=None, kind="stable")[:CONFUSIONS_SHOWN]:
+        matrix = np.array(model["confusion_matrix"])
+        shares = matrix / matrix.sum(1, keepdims=True).clip(min=1)
+        np.fill_diagonal(shares, 0)
+        for place in np.argsort(-shares, axis=None, kind="stable")[:CONFUSIONS_SHOWN]:
             true, guess = divmod(int(place), len(CLASS_NAMES))
-            labels.append(f"{style.label}: {CLASS_NAMES[true]} → {CLASS_NAMES[guess]}")
-            lengths.append(share[true, guess])
-            styles.append(style)
-    _draw_bars(axes, lengths, labels, styles, "{:.1%}")
+            label = f"{style.label}: {CLASS_NAMES[true]} → {CLASS_NAMES[guess]}"
+            bars.append((shares[true, guess], label, style))
+    values, labels, looks = zip(*bars, strict=True)
+    _draw_bars(axes, values, labels, looks, "{:.1%}")
     axes.margins(x=0.12, y=0.02)
     axes.set_title("Most frequent confusions, true → predicted class", loc="left")
     axes.set_xlabel("share of the true class")
@@ -356,8 +335,8 @@ def _draw_accuracies(axes: Axes, models: Mapping[Style, Any]) -> None:
             text += f" ± {100 * accuracy['std']:.2f}"
             axes.plot(accuracy["ci95"], [height, height], color=colour, lw=10, alpha=0.25)
             axes.plot(mean, height, "|", color=colour, ms=22, mew=2)
-        heights = [height] * len(accuracy["values"])
-        axes.plot(accuracy["values"], heights, style.marker, color=colour, ms=6, alpha=0.8)
+        values = accuracy["values"]
+        axes.plot(values, [height] * len(values), style.marker, color=colour, ms=6, alpha=0.8)
         axes.text(mean, height - 0.3, text, ha="center", color=colour)
     axes.set_yticks(range(len(models)), [style.label for style in models])
     axes.set_ylim(len(models) - 0.5, -0.7)
@@ -367,7 +346,7 @@ def _draw_accuracies(axes: Axes, models: Mapping[Style, Any]) -> None:
     format_percent(axes.xaxis)
 
 
-@styled
+@styled()
 def draw_series(
     histories: Mapping[str, Sequence[History]], styles: Mapping[str, Style], dataset: str
 ) -> Figure:
@@ -375,19 +354,19 @@ def draw_series(
 
     The histories of a model, at least two, have equal length.
     """
-    figure = Figure(figsize=(11, 4.8))
     seeds = len(next(iter(histories.values())))
-    figure.suptitle(f"Learning curves on {dataset}\nmean ± standard deviation over {seeds} seeds")
+    title = f"Learning curves on {dataset}\nmean ± standard deviation over {seeds} seeds"
+    figure = make_figure(title, 11, 4.8)
     for axes, measure in _loss_and_accuracy(figure):
         final = []
         for name, runs in histories.items():
+            style, epochs = styles[name], len(runs[0])
             values = np.array([[entry[f"validation_{measure}"] for entry in run] for run in runs])
-            epochs = values.shape[1]
             progress = np.arange(1, epochs + 1) / epochs  # models differ in their epochs
-            mean, deviation = values.mean(0), values.std(0, ddof=1)
-            colour, label = styles[name].colour, f"{styles[name].label}, {epochs} epochs"
-            axes.fill_between(progress, mean - deviation, mean + deviation, color=colour, alpha=0.2)
-            axes.plot(progress, mean, color=colour, lw=2, label=label)
+            mean, std = values.mean(0), values.std(0, ddof=1)
+            axes.fill_between(progress, mean - std, mean + std, color=style.colour, alpha=0.2)
+            label = f"{style.label}, {epochs} epochs"
+            axes.plot(progress, mean, color=style.colour, lw=2, label=label)
             final.append(mean[-1])
         # The first epochs would compress the differences between models.
         if measure == "loss":
@@ -400,7 +379,7 @@ def draw_series(
     return figure
 
 
-@styled
+@styled()
 def draw_calibration(
     calibrations: Mapping[str, Calibration],
     comparison: Mapping[str, Any],
@@ -411,11 +390,9 @@ def draw_calibration(
     Each calibration pools the test predictions of all runs of a model. The calibration errors and
     the title come from the comparison, see comparison.compare.
     """
-    figure = Figure(figsize=(7.5, 8))
-    figure.suptitle(
-        f"Reliability diagram, test set of {comparison['dataset']}\n"
-        "How often are predictions of a given confidence correct?"
-    )
+    title = f"Reliability diagram, test set of {comparison['dataset']}"
+    question = "How often are predictions of a given confidence correct?"
+    figure = make_figure(f"{title}\n{question}", 7.5, 8)
     axes, shares = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     axes.plot([0, 1], [0, 1], "--", color=GREY, label="perfect calibration")
     offsets, width = group_bars(len(calibrations), 0.8 / CALIBRATION_BINS)
@@ -423,30 +400,28 @@ def draw_calibration(
         style = styles[name]
         error = comparison["models"][name]["expected_calibration_error"]["mean"]
         label = f"{style.label}, expected calibration error {error:.1%}"
-        # The accuracy of a handful of images is mostly noise.
-        enough = calibration.share >= MIN_BIN_SHARE
+        enough = calibration.share >= 0.002  # the accuracy of a handful of images is mostly noise
         confidence, accuracy = calibration.confidence[enough], calibration.accuracy[enough]
         axes.plot(confidence, accuracy, f"{style.marker}-", color=style.colour, label=label)
         shares.bar(calibration.centre + offset, calibration.share, width, color=style.colour)
-    axes.set_title("above the diagonal: underconfident; below it: overconfident")
-    axes.set_ylabel("accuracy")
+    axes.set(title="above the diagonal: underconfident; below it: overconfident", ylabel="accuracy")
     axes.legend(loc="lower right")
     shares.set(xlabel="confidence: probability of the predicted class", ylabel="share of images")
     format_percent(axes.yaxis, shares.xaxis, shares.yaxis)
     return figure
 
 
-@styled
+@styled()
 def draw_suspects(suspects: Sequence[Suspect], dataset: Dataset) -> Figure:
     """Draw up to 40 images whose label every run rejects; see comparison.find_suspects."""
     shown = suspects[: SUSPECT_ROWS * SUSPECT_COLUMNS]
     rows = max(1, -(-len(shown) // SUSPECT_COLUMNS))
-    figure = Figure(figsize=(1.75 * SUSPECT_COLUMNS, 2.35 * rows + 1))
     note = f" ({len(shown)} shown)" if len(shown) < len(suspects) else ""
-    figure.suptitle(
+    title = (
         f"Suspicious labels, {dataset.title}\n{len(suspects)} images{note} whose given label has a "
         f"probability of at most {SUSPECT_PROBABILITY:.0%} in every run"
     )
+    figure = make_figure(title, 1.75 * SUSPECT_COLUMNS, 2.35 * rows + 1)
     cells = []
     for suspect in shown:
         images = dataset.test_images if suspect.part == "test" else dataset.images
@@ -458,44 +433,34 @@ def draw_suspects(suspects: Sequence[Suspect], dataset: Dataset) -> Figure:
     return figure
 
 
-@styled
+@styled()
 def draw_benchmark(models: Mapping[str, dict[str, Any]], styles: Mapping[str, Style]) -> Figure:
-    """Draw the speed of both training loops, and how the time of an epoch scales.
+    """Draw the training speed of each model in several training loops.
 
-    Each model has "classic_images_per_second" and "images_per_second", the speed of both loops, and
-    under "growth" the seconds of an epoch, "seconds_by_images" and "seconds_by_width".
+    Args:
+        models: For each model "target_accuracy" and "loops": by loop "images_per_second" and
+            "seconds_to_target" (None if it was not reached), or None if it was not measured. The
+            loop of this project comes first.
+        styles: Style of each model.
     """
-    panel = max(4.0, 1.3 * len(models) + 1)  # inches, for the labels of the bars
-    figure = Figure(figsize=(8 + panel, 4.6))
-    figure.suptitle("Training speed")
-    speed, images, width = figure.subplots(1, 3, width_ratios=(panel, 4, 4))
-    keys = {"classic": "classic_images_per_second", "ours": "images_per_second"}
-    offsets, thickness = group_bars(len(keys))
-    places, colours = np.arange(len(models)), [styles[name].colour for name in models]
-    for offset, alpha, (label, key) in zip(offsets, (0.4, 1), keys.items(), strict=True):
-        values = [model[key] for model in models.values()]
-        bars = speed.bar(places + offset, values, thickness, color=colours, alpha=alpha)
-        speed.bar_label(bars, [f"{label}\n{value:,.0f}" for value in values], fontsize=9)
-    speed.set_xticks(places, [styles[name].label for name in models])
-    speed.margins(y=0.15)
-    speed.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    speed.grid(visible=False, axis="x")
-    speed.set(title="Throughput of both training loops", ylabel="images per second")
-    growths = (
-        (images, "seconds_by_images", "Time by size of the training set", "training images"),
-        (width, "seconds_by_width", "Time by layer width", "width relative to the default"),
-    )
-    for axes, key, title, label in growths:
-        for name, model in models.items():
-            style, growth = styles[name], model["growth"][key]
-            sizes, seconds = [float(size) for size in growth], list(growth.values())
-            line = f"{style.marker}-"
-            axes.plot(sizes, seconds, line, color=style.colour, label=style.label)
-        axes.set(xscale="log", yscale="log", title=title, xlabel=label)
-        axes.set_ylabel("seconds per epoch (log scale)")
-        axes.set_xticks(sizes, [f"{size:,g}" for size in sizes])
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.minorticks_off()
-        axes.legend()
+    rows = max(len(model["loops"]) for model in models.values())
+    height = len(models) * (0.45 * rows + 1.1)
+    figure = make_figure("Training speed of the same networks in several loops", 10, height)
+    panels = figure.subplots(len(models), squeeze=False).flat
+    for axes, (name, model) in zip(panels, models.items(), strict=True):
+        loops = {loop: result for loop, result in model["loops"].items() if result}
+        speeds, texts = [result["images_per_second"] for result in loops.values()], []
+        for result in loops.values():
+            seconds = result["seconds_to_target"]
+            reached = "accuracy not reached" if seconds is None else f"{seconds:,.1f} s"
+            texts.append(f"{result['images_per_second']:,.0f} images/s, {reached}")
+        colours = [styles[name].colour, *[GREY] * (len(loops) - 1)]
+        axes.bar_label(axes.barh(list(loops), speeds, color=colours), texts, padding=4)
+        accuracy = f"{model['target_accuracy']:.1%} test accuracy"
+        axes.set_title(f"{styles[name].label}: images per second, and time to {accuracy}")
+        axes.set_xlim(0, 1.5 * max(speeds))  # leaves room for the texts
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel("images per second")
     return figure

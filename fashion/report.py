@@ -3,11 +3,11 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from fashion import plots
 from fashion.checkpoint import SUFFIX
@@ -17,7 +17,7 @@ from fashion.environment import collect_versions, describe_device
 from fashion.evaluation import calibrate
 from fashion.files import write_file, write_json
 from fashion.plots import Style
-from fashion.runs import Run
+from fashion.runs import Run, save_weights
 from fashion.training import Trainer
 
 METRICS_NAME = "metrics.json"
@@ -32,12 +32,23 @@ COMPARISON_FILES = (
     "suspect_labels.png",
     "suspect_labels.csv",
 )
+# What other scripts draw of the models; new models make it obsolete.
+PICTURES_OF_MODELS = (
+    "kernel_grid.png",
+    "image_transform_grid.png",
+    "feature_progression.png",
+    "top_activations.png",
+    "saliency.png",
+    "embedding.png",
+    "training.gif",
+    "prediction.png",
+)
 
 
 def result_files(names: Iterable[str]) -> list[str]:
     """Return the names of all files that results of these models can consist of."""
     of_models = [f"{name}{ending}" for name in names for ending in MODEL_ENDINGS]
-    return [*of_models, METRICS_NAME, *COMPARISON_FILES]
+    return [*of_models, METRICS_NAME, *COMPARISON_FILES, *PICTURES_OF_MODELS]
 
 
 def describe_results(folder: Path) -> str | None:
@@ -55,9 +66,8 @@ def format_duration(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(math.floor(seconds + 0.5), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes_left} min"
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
@@ -72,18 +82,13 @@ def print_dataset(dataset: Dataset) -> None:
 
 def print_epoch_header() -> None:
     """Print the header of the table of epochs."""
-    print(
-        f"{'epoch':>9}  {'train loss':>10}  {'val loss':>8}  {'train acc':>9}  {'val acc':>7}  "
-        f"{'learn rate':>10}  {'seconds':>7}  time left"
-    )
+    print("    epoch  train loss  val loss  train acc  val acc  learn rate  seconds  time left")
 
 
 def print_epoch(trainer: Trainer, resumed_at: int = 0) -> None:
     """Print the last epoch of a training and the time left.
 
-    Args:
-        trainer: Has finished at least one epoch.
-        resumed_at: Number of epochs that an earlier process trained; its speed does not count.
+    An earlier process trained the epochs up to resumed_at; its speed does not count.
     """
     row, epochs = trainer.history[-1], trainer.recipe.epochs
     seconds = trainer.epoch_seconds[resumed_at:]
@@ -100,10 +105,7 @@ def print_epoch(trainer: Trainer, resumed_at: int = 0) -> None:
 def print_results(dataset: Dataset, runs: Mapping[str, Run]) -> None:
     """Print one row per model: size, training time and accuracies."""
     print(f"\nResults on {dataset.title}")
-    print(
-        f"{'model':<5}  {'parameters':>10}  {'train time':>12}  {'val acc':>7}  {'test acc':>8}  "
-        f"{'flip-averaged':>13}"
-    )
+    print("model  parameters    train time  val acc  test acc  flip-averaged")
     for name, run in runs.items():
         print(
             f"{name.upper():<5}  {run.parameters:>10,}  {format_duration(run.train_seconds):>12}  "
@@ -120,7 +122,6 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     for name, model in comparison["models"].items():
         accuracy, averaged = model["test_accuracy"], model["flip_averaged_accuracy"]
         values = " ".join(f"{value:.2%}" for value in accuracy["values"])
-        error = model["expected_calibration_error"]["mean"]
         latencies = ", ".join(
             f"{1000 * seconds:.1f} ms for {count} image{'' if count == '1' else 's'}"
             for count, seconds in model["latency_seconds"].items()
@@ -132,11 +133,11 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
         print(
             f"{name.upper()}: test accuracy {values}\n"
             f"  mean {accuracy['mean']:.2%}, standard deviation {accuracy['std']:.2%}, "
-            f"95 % interval {_format_interval(accuracy['ci95'])}, "
-            f"range {accuracy['min']:.2%} to {accuracy['max']:.2%}\n"
+            f"{_format_interval(accuracy)}, range {accuracy['min']:.2%} to {accuracy['max']:.2%}\n"
             f"  averaged over each image and its mirror image: mean {averaged['mean']:.2%}, "
             f"standard deviation {averaged['std']:.2%}\n"
-            f"  expected calibration error {error:.2%}; {model['parameters']:,} parameters, "
+            f"  expected calibration error {model['expected_calibration_error']['mean']:.2%}; "
+            f"{model['parameters']:,} parameters, "
             f"{model['multiply_accumulates']:,} multiply-accumulates per image\n"
             f"  {format_duration(model['train_seconds']['mean'])} of training; {latencies}\n"
             f"  seeds per model to detect a difference of {seeds}"
@@ -145,43 +146,36 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
         accuracy, mcnemar = difference["test_accuracy"], difference["mcnemar_of_first_seed"]
         print(
             f"{difference['of'].upper()}: {accuracy['mean']:+.2%} "
-            f"(95 % interval {_format_interval(accuracy['ci95'])}), paired by seed; McNemar's "
+            f"({_format_interval(accuracy)}), paired by seed; McNemar's "
             f"exact test on seed {mcnemar['seed']}: {mcnemar['only_first_correct']} images only "
             f"{mcnemar['first'].upper()} correct, {mcnemar['only_second_correct']} only "
             f"{mcnemar['second'].upper()}, p = {mcnemar['p_value']:.2g}"
         )
-    _print_class_table(comparison["models"])
-
-
-def _print_class_table(models: Mapping[str, Any]) -> None:
-    """Print precision, recall and F1 of each class with half the width of their intervals."""
-    measures = ("precision", "recall", "f1")
-    heads = "".join(f"{name.upper() + ' ' + m:>17}" for name in models for m in measures)
+    models, measures = comparison["models"], ("precision", "recall", "f1")
+    heads = "".join(
+        f"{f'{name.upper()} {measure}':>17}" for name, measure in product(models, measures)
+    )
     print(f"\n{'class':<11}{heads}   (%, ± half the 95 % interval)")
     for label in CLASS_NAMES:
         cells = ""
-        for model in models.values():
-            for measure in measures:
-                values = model["by_class"][label][measure]
-                half = (values["ci95"][1] - values["ci95"][0]) / 2
-                cells += f"{100 * values['mean']:>11.1f} ± {100 * half:>3.1f}"
+        for model, measure in product(models.values(), measures):
+            values = model["by_class"][label][measure]
+            low, high = values["ci95"]
+            cells += f"{100 * values['mean']:>11.1f} ± {100 * (high - low) / 2:>3.1f}"
         print(f"{label:<11}{cells}")
 
 
-def _format_interval(interval: Sequence[float]) -> str:
-    """Return an interval of fractions in percent."""
-    return " to ".join(f"{end:.2%}" for end in interval)
+def _format_interval(summary: Mapping[str, Any]) -> str:
+    """Return the interval of a mean, see comparison.summarize_values, in percent."""
+    return "95 % interval " + " to ".join(f"{end:.2%}" for end in summary["ci95"])
 
 
 def collect_metrics(
     dataset: Dataset, runs: Mapping[str, Run], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the content of metrics.json.
+    """Return the content of metrics.json for one run of each model, all with the same seed.
 
-    Args:
-        dataset: What the models were trained and scored on.
-        runs: One run of each model, all with the same seed.
-        settings: Settings of the command that are not part of a recipe.
+    The settings are those of the command that are not part of a recipe.
     """
     return {
         "dataset": {
@@ -205,33 +199,20 @@ def collect_metrics(
     }
 
 
-def draw_runs(
-    dataset: Dataset, runs: Mapping[str, Run], styles: Mapping[str, Style]
-) -> dict[str, Figure]:
-    """Return the figures of one run of each model, by file name."""
+def write_run(out: Path, dataset: Dataset, run: Run, style: Style) -> None:
+    """Write the weights and the figures of one run; RunError if a file cannot be written."""
+    save_weights(out / f"{run.name}{SUFFIX}", run)
     images, labels = dataset.test_images.cpu().numpy(), dataset.test_labels.cpu().numpy()
-    figures = {}
-    for name, run in runs.items():
-        style = styles[name]
-        figures[f"{name}_loss.png"] = plots.draw_learning_curves(run.history, style, dataset.title)
-        for kind in ("correct", "incorrect"):
-            figures[f"{name}_{kind}.png"] = plots.draw_predictions(
-                images, labels, run.probabilities, kind == "correct", style, dataset.title
-            )
-        figures[f"{name}_confusion.png"] = plots.draw_confusion(
-            run.test.confusion_matrix, style, dataset.title
+    figures = {
+        "loss": plots.draw_learning_curves(run.history, style, dataset.title),
+        "confusion": plots.draw_confusion(run.test.confusion_matrix, style, dataset.title),
+    }
+    for kind in ("correct", "incorrect"):
+        figures[kind] = plots.draw_predictions(
+            images, labels, run.probabilities, kind == "correct", style, dataset.title
         )
-    return figures
-
-
-def write_figures(out: Path, figures: Mapping[str, Figure]) -> None:
-    """Write figures into a folder under their names.
-
-    Raises:
-        RunError: If one cannot be written.
-    """
-    for name, figure in figures.items():
-        plots.save_figure(figure, out / name)
+    for kind, figure in figures.items():
+        plots.save_figure(figure, out / f"{run.name}_{kind}.png")
 
 
 def write_comparison(
@@ -241,36 +222,28 @@ def write_comparison(
     comparison: dict[str, Any],
     styles: Mapping[str, Style],
 ) -> None:
-    """Write the comparison of models, and of seeds if there are several.
+    """Write the comparison of models, and of seeds if there are several; RunError if that fails.
 
-    Args:
-        out: Folder to write to.
-        dataset: What the models were trained and scored on.
-        runs: The runs of each model, with the same seeds in the same order.
-        comparison: The result of comparison.compare for these runs.
-        styles: Style of each model.
-
-    Raises:
-        RunError: If a file cannot be written.
+    The runs of each model have the same seeds in the same order. The comparison is what
+    comparison.compare returns for them.
     """
-    figures = {"comparison.png": plots.draw_comparison(comparison, styles)}
-    if len(comparison["seeds"]) == 1:
-        write_figures(out, figures)
-        return
-    labels = dataset.test_labels.cpu().numpy()
-    histories = {name: [run.history for run in finished] for name, finished in runs.items()}
-    pooled = {
-        name: calibrate(
-            np.concatenate([run.probabilities for run in finished]), np.tile(labels, len(finished))
-        )
-        for name, finished in runs.items()
-    }
-    suspects = find_suspects([run for finished in runs.values() for run in finished], dataset)
-    figures |= {
-        "learning_curves.png": plots.draw_series(histories, styles, dataset.title),
-        "calibration.png": plots.draw_calibration(pooled, comparison, styles),
-        "suspect_labels.png": plots.draw_suspects(suspects, dataset),
-    }
-    write_json(out / "comparison.json", comparison)
-    write_file(out / "suspect_labels.csv", suspects_csv(suspects).encode())
-    write_figures(out, figures)
+    figures = {"comparison": plots.draw_comparison(comparison, styles)}
+    if len(comparison["seeds"]) > 1:
+        labels = dataset.test_labels.cpu().numpy()
+        histories = {name: [run.history for run in series] for name, series in runs.items()}
+        pooled = {
+            name: calibrate(
+                np.concatenate([run.probabilities for run in series]), np.tile(labels, len(series))
+            )
+            for name, series in runs.items()
+        }
+        suspects = find_suspects([run for series in runs.values() for run in series], dataset)
+        figures |= {
+            "learning_curves": plots.draw_series(histories, styles, dataset.title),
+            "calibration": plots.draw_calibration(pooled, comparison, styles),
+            "suspect_labels": plots.draw_suspects(suspects, dataset),
+        }
+        write_json(out / "comparison.json", comparison)
+        write_file(out / "suspect_labels.csv", suspects_csv(suspects).encode())
+    for name, figure in figures.items():
+        plots.save_figure(figure, out / f"{name}.png")

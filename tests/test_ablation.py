@@ -32,7 +32,7 @@ def test_table_has_a_row_for_each_ingredient(small_folder, tmp_path, monkeypatch
     monkeypatch.setattr(ablation, "EPOCHS", {"ffn": 1, "cnn": 1})
     monkeypatch.setattr(ablation, "TIMING_ROUNDS", 1)
     monkeypatch.setattr(ablation, "time_steps", lambda trainer: timing.time_steps(trainer, 1))
-    monkeypatch.setattr(ablation, "time_in_own_process", ablation.time_step)
+    monkeypatch.setattr(ablation, "call_in_own_process", lambda time, *each: time(*each))
     monkeypatch.setattr(training, "set_malloc", training.set_malloc)  # restores it afterwards
     monkeypatch.setattr(timing, "WARM_UP_STEPS", 0)
     out = tmp_path / "out"
@@ -80,14 +80,19 @@ def test_torch_dropout_replaces_ours(small_folder):
     assert len(layers) == 4 and not any(isinstance(layer, Dropout) for layer in layers)
 
 
-def test_pooling_last_gives_the_same_logits(small_folder):
+@pytest.mark.parametrize("change", [ablation.pool_last, ablation.compute_all_places])
+def test_order_and_places_of_the_convolution_do_not_change_the_logits(small_folder, change):
     trainer = make_trainer("cnn", small_folder)
     arguments = trainer.dataset.images[:20], 0.3, 0.3
     first = predict_logits(trainer.model, *arguments)
-    ablation.pool_last(trainer)
-    assert all(isinstance(block[-1], nn.MaxPool2d) for block in trainer.model.blocks)
+    sizes = []
+    trainer.model.blocks[2].relu.register_forward_hook(
+        lambda _, inputs, __: sizes.append(inputs[0].shape[2])
+    )
+    change(trainer)
     # Batch norm with positive scales and ReLU preserve the order of values, and so the maximum.
     assert torch.allclose(predict_logits(trainer.model, *arguments), first, atol=1e-5)
+    assert sizes[0] == {ablation.pool_last: 6, ablation.compute_all_places: 3}[change]
 
 
 def test_float32_reaches_the_optimizer(small_folder):

@@ -41,12 +41,15 @@ def test_all_measurements_are_written_and_printed(small_folder, tmp_path, monkey
     monkeypatch.setattr(benchmark, "measure_start", lambda *_: 3.0)
     monkeypatch.setattr(benchmark, "measure_memory", lambda *_: None)
     for name, network in MODELS.items():
-        monkeypatch.setattr(network, "recipe", replace(network.recipe, model=SMALL[name]))
+        for recipe in ("recipe", "quick_recipe"):
+            small = replace(getattr(network, recipe), model=SMALL[name])
+            monkeypatch.setattr(network, recipe, small)
     monkeypatch.setattr(benchmark, "MATRIX_SIZE", 64)
-    monkeypatch.setattr(benchmark, "IMAGE_COUNTS", (100, 200))
-    monkeypatch.setattr(benchmark, "WIDTH_FACTORS", (0.5, 1))
+    monkeypatch.setattr(benchmark.peers, "PEERS", {"stand-in loop": None})
+    peer = {"images_per_second": 7.0, "seconds_to_target": None, "test_accuracy": 0.5}
+    monkeypatch.setattr(benchmark.peers, "measure", lambda *_: peer)
     out = tmp_path / "out"
-    assert run("--epochs", 2, "--data-dir", small_folder, "--out", out) == 0
+    assert run("--peers", "--epochs", 2, "--data-dir", small_folder, "--out", out) == 0
     printed = capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == {"benchmark.json", "benchmark.png"}
     assert np.asarray(Image.open(out / "benchmark.png").convert("L")).std() > 10
@@ -55,13 +58,14 @@ def test_all_measurements_are_written_and_printed(small_folder, tmp_path, monkey
     for name in MODELS:
         figures = result[name]
         assert len(figures["ratios"]) == 2
-        assert set(figures["growth"]["seconds_by_images"]) == {"100", "200"}
-        assert set(figures["growth"]["seconds_by_width"]) == {"0.5", "1"}
         assert figures["optimizer_share_of_flops"] > 0 or MODELS[name].recipe.optimizer == "adamw"
-        reached = figures["sprint_test_accuracy"] >= figures["classic_test_accuracy"]
+        reached = figures["loops"]["ours"]["test_accuracy"] >= figures["target_accuracy"]
         assert (figures["time_to_accuracy_ratio"] is not None) == reached
-        for key in ("images_per_second", "classic_images_per_second"):
-            assert f"{figures[key]:,.0f}" in printed
+        assert (figures["loops"]["ours"]["seconds_to_target"] is not None) == reached
+        for loop, measured in figures["loops"].items():
+            row = f"{loop:<24}{measured['images_per_second']:>12,.0f}"
+            assert row in printed
+        assert list(figures["loops"]) == ["ours", "classic loop", "stand-in loop"]
 
 
 def test_epochs_are_timed_without_validation(small_folder, monkeypatch):
@@ -94,14 +98,6 @@ def test_operations_of_a_step_include_the_optimizer(small_folder):
         short, long = sorted(weight.shape)
         muon += ITERATIONS * (2 * short * short * long * 2 + 2 * short**3)
     assert benchmark.count_step_flops(trainer) == pytest.approx(network + muon / 100)
-
-
-@pytest.mark.parametrize("name", list(MODELS))
-def test_widened_networks_keep_layers_and_dropout(name):
-    plain, wider = MODELS[name](), MODELS[name](**benchmark.widen(MODELS[name], 2).model)
-    assert wider.arguments["dropout"] == plain.arguments["dropout"]
-    assert wider.arguments["widths"] == [2 * width for width in plain.arguments["widths"]]
-    assert [type(layer) for layer in wider.modules()] == [type(layer) for layer in plain.modules()]
 
 
 def test_peak_is_computed_from_the_fastest_product(monkeypatch):
@@ -172,7 +168,7 @@ def test_more_epochs_than_the_recipe_has_keep_the_learning_rate_positive(small_f
     monkeypatch.setattr(
         MODELS["ffn"], "recipe", replace(MODELS["ffn"].recipe, model=SMALL["ffn"], epochs=1)
     )
-    monkeypatch.setattr(benchmark, "SPRINTS", {})
+    monkeypatch.setattr(MODELS["ffn"], "quick_recipe", replace(MODELS["ffn"].recipe, epochs=1))
     rates = []
 
     def time_epoch(trainer):
@@ -183,6 +179,6 @@ def test_more_epochs_than_the_recipe_has_keep_the_learning_rate_positive(small_f
 
     monkeypatch.setattr(benchmark, "time_epoch", time_epoch)
     dataset = load_dataset(FASHION_MNIST, small_folder)
-    arguments = SimpleNamespace(epochs=3, data_dir=small_folder)
+    arguments = SimpleNamespace(epochs=3, data_dir=small_folder, peers=False)
     benchmark.compare_loops("ffn", dataset, torch.float32, arguments)
     assert len(rates) == 4 and min(rates) > 0

@@ -94,12 +94,11 @@ def test_file_names_that_are_not_text_can_be_printed(capsys):
 # Errors with advice
 
 
-@pytest.mark.parametrize("kind", [UsageError, RunError, NoSourceError])
+@pytest.mark.parametrize("kind", [UsageError, NoSourceError])
 def test_advice_is_added_and_the_kind_of_error_is_kept(kind):
-    with pytest.raises(kind) as caught, cli.advise("use --out"):
+    with pytest.raises(kind, match=r"^disk full; use --out$") as caught, cli.advise("use --out"):
         raise kind("disk full")
     assert type(caught.value) is kind
-    assert str(caught.value) == "disk full; use --out"
 
 
 def test_advice_is_for_the_kinds_that_it_names():
@@ -117,21 +116,14 @@ def test_mistakes_name_the_help_and_abbreviations_are_mistakes():
     cli.add_out_option(parser, "results")
     assert parser.parse_args(["--out", "a"]).out == Path("a")
     assert parser.parse_args([]).out == Path("outputs")
-    with pytest.raises(UsageError) as caught:
+    message = r"^unrecognized arguments: --ou a; see python script\.py --help$"
+    with pytest.raises(UsageError, match=message):
         parser.parse_args(["--ou", "a"])
-    message = "unrecognized arguments: --ou a; see python script.py --help"
-    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
     ("convert", "above", "text", "value"),
-    [
-        (int, False, "1", 1),
-        (int, False, "2000", 2000),
-        (float, False, "1", 1.0),
-        (float, True, "1.5", 1.5),
-        (float, False, "2e3", 2000.0),
-    ],
+    [(int, False, "1", 1), (int, False, "2000", 2000), (float, True, "1.5", 1.5)],
 )
 def test_numbers_in_range_are_accepted(convert, above, text, value):
     number = cli.number_type(convert, 1, 2000, above=above)(text)
@@ -142,10 +134,9 @@ def test_numbers_in_range_are_accepted(convert, above, text, value):
     ("convert", "above", "text", "expected"),
     [
         (int, False, "0", "an integer from 1 to 2,000"),
-        (int, False, "2001", "an integer from 1 to 2,000"),
         (int, False, "1.5", "an integer from 1 to 2,000"),
         (float, False, "nan", "a number from 1 to 2,000"),
-        (float, False, "inf", "a number from 1 to 2,000"),
+        (float, False, "2001", "a number from 1 to 2,000"),
         (float, True, "1", "a number above 1 and up to 2,000"),
         (float, True, "", "a number above 1 and up to 2,000"),
     ],

@@ -61,8 +61,9 @@ def test_dropout_keeps_the_data_type():
 # Convolutional blocks
 
 
-def test_conv_block_is_convolution_pooling_batch_norm_and_relu():
-    block = ConvBlock(3, 5).eval()
+@pytest.mark.parametrize("size", [14, 7])
+def test_conv_block_is_convolution_pooling_batch_norm_and_relu(size):
+    block = ConvBlock(3, 5, size).eval()
     for tensor, value in (
         (block.norm.weight, -2.0),  # so that the order of the layers matters
         (block.norm.bias, 0.5),
@@ -70,16 +71,17 @@ def test_conv_block_is_convolution_pooling_batch_norm_and_relu():
         (block.norm.running_var, 4.0),
     ):
         tensor.detach().fill_(value)
-    images = torch.randn(4, 3, 14, 7)
+    images = torch.randn(4, 3, size, size)
     assert block.conv.weight.shape == (5, 3, 3, 3) and block.conv.bias is None
     pooled = F.max_pool2d(F.conv2d(images, block.conv.weight, padding=1), 2)
-    assert pooled.shape == (4, 5, 7, 3)
+    assert pooled.shape == (4, 5, size // 2, size // 2)
+    assert block.convolve(images).shape == (4, 5, size // 2 * 2, size // 2 * 2)
     expected = (0.5 - (pooled - 0.25)).relu()
     torch.testing.assert_close(block(images), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_conv_blocks_are_listed_from_input_to_output():
-    blocks = [ConvBlock(1, 2), ConvBlock(2, 3), ConvBlock(3, 4)]
+    blocks = [ConvBlock(1, 2, 8), ConvBlock(2, 3, 4), ConvBlock(3, 4, 2)]
     model = nn.Sequential(blocks[0], nn.Sequential(blocks[1], nn.ReLU()), blocks[2])
     assert conv_blocks(model) == blocks
     assert conv_blocks(nn.Linear(2, 3)) == []

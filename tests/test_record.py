@@ -6,8 +6,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+import fashionmnist
 from experiments import record
-from fashion import cli, plots, report
+from fashion import cli, plots
 from fashion.checkpoint import load_weights
 from fashion.data import FASHION_MNIST, load_dataset, normalize
 from fashion.files import UsageError
@@ -61,8 +62,7 @@ def run(small_folder):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Draw nothing, which takes longer than the trainings."""
-    monkeypatch.setattr(report, "draw_runs", lambda *_: {})
-    monkeypatch.setattr(report, "write_comparison", lambda *_: [])
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: None)
 
 
 def make_taught(dataset, path, fingerprint="a", **changes):
@@ -129,10 +129,10 @@ def test_finished_runs_of_a_series_are_not_repeated(
 
     def train(trainer, *arguments):
         trained.append(trainer.seed)
-        return train_and_score(trainer, *arguments)
+        return train_one(trainer, *arguments)
 
-    train_and_score = record.train
-    monkeypatch.setattr(record, "train", train)
+    train_one = fashionmnist.train
+    monkeypatch.setattr(fashionmnist, "train", train)
     assert run(*options, "--runs", 3) == 0
     assert trained == [1, 2]
     assert "Seeds 0, 1, 2 on Fashion-MNIST" in capsys.readouterr().out

@@ -1,0 +1,64 @@
+"""The other training loops; those of libraries that are not installed are skipped."""
+
+import importlib.util
+import statistics
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import peers
+from models import MODELS
+
+LIBRARIES = {"PyTorch, made fast": "torch", "Keras on TensorFlow": "keras", "Flax on JAX": "flax"}
+
+
+@pytest.fixture
+def images(tiny_dataset):
+    chosen = tiny_dataset.train_indices
+    train = tiny_dataset.images[chosen].numpy(), tiny_dataset.labels[chosen].numpy()
+    test = tiny_dataset.test_images.numpy(), tiny_dataset.test_labels.numpy()
+    return peers.Images(train, test, tiny_dataset.mean, tiny_dataset.std)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("peer", peers.PEERS)
+def test_every_loop_learns(peer, name, images, monkeypatch):
+    if not importlib.util.find_spec(LIBRARIES[peer]):
+        pytest.skip(f"{LIBRARIES[peer]} is not installed")
+    monkeypatch.setattr(peers, "BATCH_SIZE", 25)
+    monkeypatch.setattr(peers, "EPOCHS", 5)
+    epochs = list(peers.PEERS[peer][0](name, images, torch.float32))
+    assert len(epochs) == 5 and all(seconds > 0 for seconds, _ in epochs)
+    assert max(accuracy for _, accuracy in epochs) > 0.4  # of ten classes
+
+
+def test_epochs_are_different_permutations_of_the_images(images, monkeypatch):
+    monkeypatch.setattr(peers, "BATCH_SIZE", 60)
+    first, second = images.shuffled(0), images.shuffled(1)
+    assert first.shape == second.shape == (8, 60)
+    assert len(np.unique(first)) == 480 and not np.array_equal(first, second)
+
+
+def test_training_ends_in_the_epoch_that_reaches_the_target(images):
+    def loop(*_):
+        yield from [(9.0, 0.1), (2.0, 0.3), (4.0, 0.2), (3.0, 0.5), (3.0, 0.7), (3.0, 0.8)]
+
+    assert len(peers._train_until(loop, "ffn", images, torch.float32, 0.3)) == peers.MIN_EPOCHS
+    assert len(peers._train_until(loop, "ffn", images, torch.float32, 0.6)) == 5
+    assert len(peers._train_until(loop, "ffn", images, torch.float32, 0.9)) == 6
+
+
+@pytest.mark.parametrize(("target", "seconds"), [(0.3, 3.0 + 2.0), (0.5, 3.0 + 9.0), (0.9, None)])
+def test_first_epoch_counts_as_long_as_the_others(tiny_dataset, monkeypatch, target, seconds):
+    epochs = [(50.0, 0.1), (2.0, 0.3), (4.0, 0.2), (3.0, 0.5)]
+    monkeypatch.setattr(peers, "call_in_own_process", lambda *_: epochs)
+    result = peers.measure("PyTorch, made fast", "ffn", tiny_dataset, torch.float32, target)
+    assert result["seconds_to_target"] == seconds
+    assert result["images_per_second"] == 500 / statistics.median([2.0, 4.0, 3.0])
+    assert result["test_accuracy"] == 0.5 and result["epochs"] == 4
+
+
+def test_loop_of_a_missing_library_is_not_measured(tiny_dataset, monkeypatch):
+    monkeypatch.setitem(peers.PEERS, "other", (peers.train_torch, ("no-such-library",)))
+    assert peers.measure("other", "ffn", tiny_dataset, torch.float32, 0.5) is None
