@@ -35,6 +35,7 @@ from fashion.files import (
     write_json,
 )
 from fashion.layers import count_parameters, summarize_layers
+from fashion.page import write_page
 from fashion.recipe import Recipe
 from fashion.runs import Job, Run, Workers, find_runs, run_path, save_run, score
 from fashion.training import DivergenceError, Trainer, describe_unfinished
@@ -231,8 +232,10 @@ def write_results(
             by_model = {name: [runs[name, seed] for seed in seeds] for name in names}
             comparison = compare(by_model, dataset)
             report.write_comparison(folder, dataset, by_model, comparison, STYLES)
+    write_page(out)
     if not complete:
-        print(f"The files of the {new[0].upper()} are in {out}.")
+        accuracy = first[new[0]].test.accuracy
+        print(f"{new[0].upper()}: test accuracy {accuracy:.2%}; its files are in {out}")
         return
     report.print_results(dataset, first)
     if arguments.runs > 1:

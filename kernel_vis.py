@@ -2,9 +2,11 @@
 
     python kernel_vis.py
 
-Reads the models that fashionmnist.py writes to the folder outputs, and writes to the same folder
-kernel_grid.png, image_transform_grid.png, feature_progression.png, top_activations.png,
-saliency.png, embedding.png, and training.gif if the training was recorded with --record.
+Reads the models that fashionmnist.py writes to the folder outputs, or else the ones shipped with
+this project. Writes to the same folder kernel_grid.png, image_transform_grid.png,
+feature_progression.png, top_activations.png, saliency.png, embedding.png, and training.gif if the
+training was recorded with --record, and adds them to the page report.html. Without the dataset, it
+leaves out what needs test images.
 """
 
 import argparse
@@ -20,38 +22,80 @@ from matplotlib.figure import Figure
 
 from cnn import BLOCK_COUNT
 from fashion import cli, explain, explain_plots
-from fashion.checkpoint import RECORDING_NAME, SUFFIX, Checkpoint, load_models, load_recording
+from fashion.checkpoint import (
+    RECORDING_NAME,
+    SUFFIX,
+    Checkpoint,
+    Recording,
+    load_models,
+    load_recording,
+)
 from fashion.data import CLASS_NAMES, TITLES, Dataset, load_dataset
 from fashion.explain import IMAGES_PER_UNIT, UNITS_SHOWN
 from fashion.files import RunError, UsageError, prepare_folder
 from fashion.layers import conv_blocks
+from fashion.page import write_page
 from fashion.photo import prepare, read_photo
 from fashion.plots import save_figure
 from models import MODELS, STYLES
 
+# Shown in place of a test image where there is no dataset.
+EXAMPLE_PICTURE = Path(__file__).parent / "docs" / "drawings" / "boot.png"
 MAX_KERNELS = 64  # more tiles would be too small to read
-# When a model is certain, blacking out a square changes nothing. Saliency shows the images whose
-# least confident prediction is nearest to this probability.
+# Saliency shows the images whose least confident prediction is nearest to this probability: neither
+# obvious to all models nor guessed.
 SALIENCY_CONFIDENCE = 0.8
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Draw and write one figure after the other."""
     inputs = Inputs(arguments)
+    wanted = choose_figures(inputs)
     # Reject invalid requests before writing anything.
     check_units(inputs)
-    if {"image_transform_grid", "feature_progression"} & set(arguments.only):
+    print(f"Models: {arguments.checkpoint.parent}")
+    if OF_IMAGE & set(wanted):
         print(f"{inputs.image[1]}; {inputs.prediction}")
     prepare_folder(arguments.out)
     files = []
-    for name in arguments.only:
+    for name in wanted:
         print(f"{name} ...", flush=True)
-        if name == RECORDING:
-            files += write_recording(inputs)
+        if name == RECORDING and inputs.recording:
+            files.append(write_recording(inputs.recording, inputs))
         else:
             files.append(arguments.out / f"{name}.png")
             save_figure(FIGURES[name](inputs), files[-1])
-    cli.print_files(files)
+    cli.print_files([*files, write_page(arguments.out)])
+
+
+def choose_figures(inputs: "Inputs") -> list[str]:
+    """Return the names of the figures to draw: those requested, or all that can be drawn.
+
+    Raises:
+        UsageError: If training.gif is requested and there is no recording.
+        RunError: If a test image is requested and there is no dataset.
+    """
+    arguments = inputs.arguments
+    if arguments.only:
+        if RECORDING in arguments.only and not inputs.recording:
+            raise UsageError(
+                f"{inputs.recording_path} holds no recording of this CNN; make one with: "
+                "python fashionmnist.py --record"
+            )
+        return list(dict.fromkeys(arguments.only))
+    figures = [*FIGURES, *([RECORDING] if inputs.recording else [])]
+    if isinstance(arguments.image, Path):
+        return figures[:3]
+    try:
+        _ = inputs.dataset
+    except RunError as error:
+        if arguments.image is not None:
+            raise
+        reason = str(error).splitlines()[0]
+        print(f"Left out, without the dataset: {', '.join(sorted(OF_TEST_SET))} ({reason})")
+        arguments.image = EXAMPLE_PICTURE
+        return [name for name in figures if name not in OF_TEST_SET]
+    return figures
 
 
 # Options
@@ -71,12 +115,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        default=cli.OUTPUT_FOLDER / f"cnn{SUFFIX}",
         metavar="FILE",
-        help="weights of the CNN; other models are read from its folder (default: %(default)s)",
+        help=f"weights of the CNN; other models are read from its folder (default: in "
+        f"{cli.OUTPUT_FOLDER} if it holds models, else those shipped with this project)",
     )
-    help_image = "number of a test image, from 0, or an image file (default: %(default)s)"
-    parser.add_argument("--image", type=parse_image, default=0, metavar="N|FILE", help=help_image)
+    help_image = "number of a test image, from 0, or an image file (default: 0)"
+    parser.add_argument("--image", type=parse_image, metavar="N|FILE", help=help_image)
     help_layer = f"convolution to show (default: 1; {BLOCK_COUNT} in top_activations)"
     parser.add_argument("--layer", type=int, choices=range(1, BLOCK_COUNT + 1), help=help_layer)
     help_after = "show the feature maps of image_transform_grid after batch norm and ReLU"
@@ -87,8 +131,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     cli.add_data_dir_option(parser)
     cli.add_out_option(parser, "the figures")
     arguments = parser.parse_args(argv)
-    default = figures[:3] if isinstance(arguments.image, Path) else figures
-    arguments.only = list(dict.fromkeys(arguments.only or default))
+    arguments.checkpoint = arguments.checkpoint or cli.find_models(MODELS) / f"cnn{SUFFIX}"
     return arguments
 
 
@@ -128,6 +171,16 @@ class Inputs:
         return self.load(MODELS)
 
     @property
+    def recording_path(self) -> Path:
+        """Where the training of the CNN would have been recorded."""
+        return self.arguments.checkpoint.with_name(RECORDING_NAME)
+
+    @cached_property
+    def recording(self) -> Recording | None:
+        """The recorded training of the CNN, if there is one."""
+        return load_recording(self.recording_path, self.cnn.model)
+
+    @property
     def subject(self) -> str:
         """The CNN and its dataset, as titles name them."""
         return f"CNN on {TITLES[self.cnn.dataset]}"
@@ -141,7 +194,7 @@ class Inputs:
     @cached_property
     def image(self) -> tuple[np.ndarray, str]:
         """The image of --image, uint8 (28, 28), and its caption; UsageError if there is none."""
-        chosen = self.arguments.image
+        chosen = self.arguments.image or 0
         if isinstance(chosen, Path):
             name = f"--image {chosen}"
             return prepare(read_photo(chosen, name), name), explain_plots.shorten(chosen.name)
@@ -255,8 +308,7 @@ def draw_saliency(inputs: Inputs) -> Figure:
                 explain.integrated_gradients(model, images[index], label),
             )
         explanations.append(by_model)
-    title = f"Saliency maps, {TITLES[inputs.cnn.dataset]}\n"
-    title += "red pixels support the predicted class, blue ones oppose it"
+    title = f"Saliency maps, {TITLES[inputs.cnn.dataset]}"
     chosen = images[list(examples)]
     return explain_plots.draw_saliency(chosen, captions, explanations, STYLES, title)
 
@@ -297,21 +349,8 @@ def draw_embedding(inputs: Inputs) -> Figure:
     return explain_plots.draw_embedding(places, predictions, labels, STYLES, title)
 
 
-def write_recording(inputs: Inputs) -> list[Path]:
-    """Write training.gif, the first kernels during training, and return its path in a list.
-
-    Without a recording, print a note and return an empty list, or raise UsageError if nothing else
-    was requested.
-    """
-    path = inputs.arguments.checkpoint.with_name(RECORDING_NAME)
-    recording = load_recording(path, inputs.cnn.model)
-    if recording is None:
-        problem = f"there is no recording of this CNN in {path}; "
-        problem += "make one with: python fashionmnist.py --record"
-        if inputs.arguments.only == [RECORDING]:
-            raise UsageError(problem)
-        print(f"  skipped: {problem}")
-        return []
+def write_recording(recording: Recording, inputs: Inputs) -> Path:
+    """Write training.gif, the first kernels during training, and return its path."""
     numbers, names = choose_kernels(inputs.cnn, 1)
     epochs = [step / recording.steps_per_epoch for step in recording.steps]
     title = f"First kernels, {inputs.subject}\nepoch"
@@ -319,7 +358,7 @@ def write_recording(inputs: Inputs) -> list[Path]:
     frames = list(recording.kernels[:, numbers, 0].numpy())
     out = inputs.arguments.out / f"{RECORDING}.gif"
     explain_plots.save_gif(explain_plots.draw_recording(frames, names, titles), out)
-    return [out]
+    return out
 
 
 FIGURES: dict[str, Callable[[Inputs], Figure]] = {
@@ -331,6 +370,8 @@ FIGURES: dict[str, Callable[[Inputs], Figure]] = {
     "embedding": draw_embedding,
 }
 RECORDING = "training"
+OF_IMAGE = {"image_transform_grid", "feature_progression"}
+OF_TEST_SET = {"top_activations", "saliency", "embedding"}
 
 
 if __name__ == "__main__":

@@ -16,14 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fashion import cli
 from fashion.checkpoint import SUFFIX, Checkpoint, load_models
 from fashion.data import CLASS_NAMES, TITLES
-from fashion.explain import class_probabilities, occlusion
+from fashion.evaluation import energy, predict_logits
+from fashion.explain import occlusion
 from fashion.explain_plots import PictureReport, draw_reports
 from fashion.files import RunError, UsageError, prepare_folder
-from fashion.photo import prepare, read_photo
+from fashion.photo import prepare_with_doubt, read_photo
 from fashion.plots import save_figure
 from models import MODELS, STYLES
 
@@ -42,8 +44,11 @@ def main(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: At the end, if some pictures could not be used.
     """
-    paths = {name: arguments.checkpoints / f"{name}{SUFFIX}" for name in MODELS}
-    command = shlex.join(["python", "fashionmnist.py", "--out", str(arguments.checkpoints)])
+    folder = arguments.checkpoints or cli.find_models(MODELS)
+    if not arguments.json:
+        print(f"Models: {folder}")
+    paths = {name: folder / f"{name}{SUFFIX}" for name in MODELS}
+    command = shlex.join(["python", "fashionmnist.py", "--out", str(folder)])
     with cli.advise(f"train the models with: {command}", UsageError):
         models = load_models(paths, MODELS)
     prepare_folder(arguments.out)
@@ -117,15 +122,17 @@ def classify(
         RunError: If the file cannot be read.
     """
     photo = read_photo(source, name)
-    image = prepare(photo, name)
-    probabilities = {key: class_probabilities(models[key], image[None])[0] for key in models}
-    if not explain:  # hundreds of photos would fill the memory
-        return PictureReport(name, None, image, probabilities, {})
-    saliency = {
-        key: occlusion(models[key], image, int(values.argmax()))
-        for key, values in probabilities.items()
-    }
-    return PictureReport(name, photo, image, probabilities, saliency)
+    image, doubt = prepare_with_doubt(photo, name)
+    report = PictureReport(name, photo if explain else None, image, {}, {}, {}, doubt)
+    for key, model in models.items():
+        images = torch.from_numpy(image[None])
+        logits = predict_logits(model.model, images, model.mean, model.std)
+        probabilities = (logits[0] / model.temperature).softmax(0).numpy()
+        report.probabilities[key] = probabilities
+        report.excess[key] = energy(logits).item() - model.energy_limit
+        if explain:  # hundreds of photos would fill the memory
+            report.saliency[key] = occlusion(model, image, int(probabilities.argmax()))
+    return report
 
 
 def top_classes(probabilities: np.ndarray) -> list[tuple[str, float]]:
@@ -136,10 +143,16 @@ def top_classes(probabilities: np.ndarray) -> list[tuple[str, float]]:
 
 def to_json(report: PictureReport) -> dict[str, object]:
     """Return the predictions for a picture as an entry of the JSON list; see --json."""
-    entry: dict[str, object] = {"file": report.name}
+    entry: dict[str, object] = {"file": report.name, "doubt": report.doubt}
     for name, probabilities in report.probabilities.items():
         top = [{"label": label, "probability": p} for label, p in top_classes(probabilities)]
-        entry[name] = {**top[0], f"top{TOP_CLASSES}": top}
+        excess = report.excess[name]
+        entry[name] = {
+            **top[0],
+            f"top{TOP_CLASSES}": top,
+            "energy_above_limit": excess,
+            "familiar": excess <= 0,
+        }
     return entry
 
 
@@ -152,6 +165,12 @@ def to_text(report: PictureReport) -> str:
     best = [top_classes(values)[0] for values in report.probabilities.values()]
     if len({label for label, _ in best}) > 1:
         lines.append("  The models disagree.")
+    if report.doubt:
+        lines.append(f"  Doubtful: {report.doubt}.")
+    strange = [name for name, excess in report.excess.items() if excess > 0]
+    if strange:
+        names = " and ".join(STYLES[name].label for name in strange)
+        lines.append(f"  Unlike the images that the {names} was trained on: do not rely on it.")
     if all(p < CONFIDENT for _, p in best):
         lines.append(f"  Uncertain: no probability reaches {CONFIDENT:.0%}.")
     return "\n".join(lines)
@@ -169,12 +188,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoints",
         type=Path,
-        default=cli.OUTPUT_FOLDER,
         metavar="DIR",
-        help="folder with the trained models (default: %(default)s)",
+        help=f"folder with the models (default: {cli.OUTPUT_FOLDER} if it holds models, else those "
+        "shipped with this project)",
     )
-    help_json = "print a JSON list with the file of each picture and, by model, label, "
-    help_json += f"probability and top{TOP_CLASSES}"
+    help_json = "print a JSON list with file and doubt of each picture and, by model, label, "
+    help_json += f"probability, top{TOP_CLASSES}, energy_above_limit and familiar"
     parser.add_argument("--json", action="store_true", help=help_json)
     cli.add_out_option(parser, "prediction.png")
     return parser.parse_args(argv)

@@ -82,6 +82,8 @@ class Checkpoint:
         mean, std: Pixel statistics that the model was trained with.
         dataset: Name of the dataset that it was trained on, a key of data.TITLES.
         seed: Seed of its initial weights.
+        temperature: Divides the logits before softmax, see evaluation.fit_temperature.
+        energy_limit: Images of higher energy are unlike the training, see evaluation.energy.
         metadata: Everything that the file says, see Trainer.metadata.
     """
 
@@ -90,6 +92,8 @@ class Checkpoint:
     std: float
     dataset: str
     seed: int
+    temperature: float
+    energy_limit: float
     metadata: dict[str, Any]
 
 
@@ -106,24 +110,32 @@ def load_weights(path: Path, network: type[Network]) -> Checkpoint:
     with _reading(path, "checkpoint"):
         if (name := metadata["class"]) != network.__name__:
             raise UsageError(f"{path} holds a model of class {name}, not {network.__name__}")
+        # Shipped weights are rounded to 16 bits.
+        weights = {k: v.float() if v.dtype == torch.float16 else v for k, v in weights.items()}
         # No memory is allocated before the weights fit: arguments can ask for any size.
         with torch.device("meta"):
             model = network(**metadata["arguments"])
         dtypes = [value.dtype for value in model.state_dict().values()]
         model.load_state_dict(weights, assign=True)
         model.to(memory_format=torch.channels_last)
-        mean, std, seed = float(metadata["mean"]), float(metadata["std"]), int(metadata["seed"])
+        seed = int(metadata["seed"])
+        mean, std, temperature, energy_limit = numbers = [
+            float(metadata[key]) for key in ("mean", "std", "temperature", "energy_limit")
+        ]
         values = list(model.state_dict().values())
         if not (
             metadata["dataset"] in TITLES
             and len(metadata["class_names"]) == CLASS_COUNT
-            and std > 0
+            and min(std, temperature) > 0
             and 0 <= seed < 2**63
             and dtypes == [value.dtype for value in values]
-            and all(value.isfinite().all() for value in (*values, torch.tensor([mean, std])))
+            and all(value.isfinite().all() for value in (*values, torch.tensor(numbers)))
         ):
             raise ValueError("contradictory content")
-        return Checkpoint(model.eval(), mean, std, metadata["dataset"], seed, metadata)
+        dataset = metadata["dataset"]
+        return Checkpoint(
+            model.eval(), mean, std, dataset, seed, temperature, energy_limit, metadata
+        )
 
 
 def load_models(

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
+from fashion.checkpoint import SUFFIX
 from fashion.data import FASHION_MNIST, SYNTHETIC, Dataset, load_dataset
 from fashion.download import NETWORK_TIMEOUT
 from fashion.environment import DEVICES, PRECISIONS
@@ -24,6 +25,7 @@ from fashion.report import describe_results
 from fashion.training import describe_unfinished
 
 DATA_FOLDER, OUTPUT_FOLDER = Path("data"), Path("outputs")
+PRETRAINED_FOLDER = Path(__file__).parents[1] / "pretrained"
 INTERRUPTED, TERMINATED = 130, 143  # the shell's exit statuses after Ctrl-C and SIGTERM
 
 Item = TypeVar("Item")
@@ -222,6 +224,12 @@ def check_previous_results(arguments: argparse.Namespace, state_paths: Iterable[
             f"The results in {arguments.out} ({previous}) and the pictures of their models will be "
             "replaced when the first model is trained."
         )
+
+
+def find_models(names: Iterable[str]) -> Path:
+    """Return the output folder if it holds weights of these models, else that of shipped ones."""
+    trained = any((OUTPUT_FOLDER / f"{name}{SUFFIX}").exists() for name in names)
+    return OUTPUT_FOLDER if trained else PRETRAINED_FOLDER
 
 
 def quiet_unless(first: bool) -> AbstractContextManager:

@@ -172,6 +172,10 @@ def _describe_model(runs: list[Run], dataset: Dataset) -> dict[str, Any]:
     return {
         "test_accuracy": accuracy,
         "flip_averaged_accuracy": summarize(lambda run: run.flip_averaged_accuracy),
+        # Of the mean probabilities of all runs.
+        "ensemble_accuracy": float(
+            (np.mean([run.probabilities for run in runs], axis=0).argmax(1) == labels).mean()
+        ),
         "validation_accuracy": summarize(lambda run: run.history[-1]["validation_accuracy"]),
         "by_class": {
             label: {

@@ -1,11 +1,13 @@
 """Logits of a trained model, and how they compare with the labels."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from fashion.data import CLASS_COUNT, normalize
@@ -40,6 +42,28 @@ def average_over_flip(model: nn.Module, images: Tensor, mean: float, std: float)
     logits, flipped = (predict_logits(model, x, mean, std) for x in (images, images.flip(2)))
     # Softmax ignores the factor 1/2 of the mean.
     return torch.logaddexp(logits.log_softmax(1), flipped.log_softmax(1))
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Return the temperature, between 0.1 and 10, with the lowest loss of logits / temperature.
+
+    Dividing logits (N, 10) by it makes the confidence of predictions fit the labels (N,) without
+    changing the predicted classes (Guo et al., arXiv:1706.04599).
+    """
+
+    def loss(logarithm: float) -> float:
+        return F.cross_entropy(logits / math.exp(logarithm), labels).item()
+
+    bounds = (-math.log(10), math.log(10))
+    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
+
+
+def energy(logits: Tensor) -> Tensor:
+    """Return the energy (N,) of logits (N, 10): the higher, the less an image is like the training.
+
+    An image like none that the model has seen raises no logit much (Liu et al., arXiv:2010.03759).
+    """
+    return -logits.logsumexp(1)
 
 
 @dataclass(frozen=True)

@@ -261,34 +261,45 @@ def find_units(
 
 
 def occlusion(checkpoint: Checkpoint, image: np.ndarray, label: int) -> np.ndarray:
-    """Return the decrease of a class's probability when a square around each pixel is black.
+    """Return the decrease of a class's log-odds when a square around each pixel is black.
 
-    The image is uint8 (28, 28), the result (28, 28), positive where pixels support the class. From
-    Zeiler and Fergus, 2014 (https://arxiv.org/abs/1311.2901).
+    The image is uint8 (28, 28), the result float64 (28, 28), positive where pixels support the
+    class. From Zeiler and Fergus, 2014 (https://arxiv.org/abs/1311.2901).
     """
     pixels = np.arange(IMAGE_SIZE)
     near = abs(pixels[:, None] - pixels) <= OCCLUSION_SIZE // 2
     squares = near[:, None, :, None] & near[:, None, :]  # one (28, 28) around each pixel
     occluded = np.where(squares, np.uint8(0), image).reshape(-1, *image.shape)
-    probabilities = class_probabilities(checkpoint, np.stack([image, *occluded]))[:, label]
-    return (probabilities[0] - probabilities[1:]).reshape(image.shape)
+    logits = _predict(checkpoint, torch.tensor(np.stack([image, *occluded])))
+    odds = log_odds(logits, label).numpy()
+    return (odds[0] - odds[1:]).reshape(image.shape)
 
 
 def integrated_gradients(checkpoint: Checkpoint, image: np.ndarray, label: int) -> np.ndarray:
-    """Return each pixel's contribution to a class's probability, relative to a black image.
+    """Return each pixel's contribution to a class's log-odds, relative to a black image.
 
     The contribution is the gradient, averaged along the straight path from black to the image,
-    times the pixel. All contributions add up to the difference of the two probabilities. The image
-    is uint8 (28, 28), the result (28, 28), positive where a pixel supports the class. From
+    times the pixel. All contributions add up to the difference of the two log-odds. The image is
+    uint8 (28, 28), the result (28, 28), positive where a pixel supports the class. From
     Sundararajan et al., 2017 (https://arxiv.org/abs/1703.01365).
     """
     shares = (torch.arange(GRADIENT_STEPS) + 0.5) / GRADIENT_STEPS  # midpoint rule
     black = _to_input(checkpoint, np.zeros_like(image))
     difference = _to_input(checkpoint, image) - black
     points = (black + shares.view(-1, 1, 1, 1) * difference).requires_grad_()
-    probabilities = checkpoint.model(points).softmax(1)[:, label]
-    (gradient,) = torch.autograd.grad(probabilities.sum(), points)
+    total = log_odds(checkpoint.model(points), label).sum()
+    (gradient,) = torch.autograd.grad(total, points)
     return (gradient.mean(dim=0) * difference[0])[0].numpy()
+
+
+def log_odds(logits: Tensor, label: int) -> Tensor:
+    """Return a class's log-odds ln(p / (1 - p)), float64 (N,), from logits (N, 10).
+
+    Where the model is certain, p hardly changes, but the log-odds do. They are finite even if p
+    rounds to 1, since they are not computed from it.
+    """
+    others = torch.arange(CLASS_COUNT) != label
+    return logits[:, label].double() - logits[:, others].double().logsumexp(1)
 
 
 # Embedding

@@ -15,15 +15,16 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import FuncNorm
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from fashion import plots
 from fashion.data import CLASS_NAMES
-from fashion.explain import KernelKind, Progression, Unit
+from fashion.explain import OCCLUSION_SIZE, KernelKind, Progression, Unit
 from fashion.files import write_file
 from fashion.plots import DIVERGING, GREY, VERMILION, Style, hide_axes, make_figure, styled
 
@@ -41,8 +42,17 @@ LEGEND = (
     "no symbol: other"
 )
 DIMMED = 0.3  # brightness of an image outside a patch
-PERCENT = {"format": FuncFormatter(plots.percent), "pad": 0.01}  # of a colour bar
 OUTLINE = 60  # grey level of the contour line in a saliency map
+HEADER_HEIGHT = 0.11  # of the row of scales above saliency maps, relative to the other rows
+NOTE = (
+    "Red supports the predicted class, blue opposes it. Each column has its own scale, on which "
+    "colours follow the square root to show small changes. Occlusion: decrease of the log-odds "
+    "ln(p / (1 − p)) of the predicted class, which has the probability p, when the "
+    f"{OCCLUSION_SIZE} × {OCCLUSION_SIZE} pixels around this one are black."
+)
+NOTE_ON_GRADIENTS = (
+    " Integrated gradients: contribution of this pixel to the log-odds, relative to a black image."
+)
 # Ten colours for colour-blind readers (Petroff, https://arxiv.org/abs/2107.02270).
 CLASS_COLOURS = matplotlib.color_sequences["petroff10"]
 NAME_LENGTH = 26  # characters of a file name that fit above a panel
@@ -256,44 +266,60 @@ def draw_saliency(
 ) -> Figure:
     """Draw the saliency maps of two methods for all models side by side.
 
-    Each method has one scale for all images and models, so its maps can be compared. Each image,
-    uint8 (28, 28), has a caption and an explanation of every model.
+    Each method and model has its own scale, since their values differ in size. Each image, uint8
+    (28, 28), has a caption and an explanation of every model.
     """
-    effect = "predicted class's probability"
-    methods = {
-        "occlusion": f"Occlusion: decrease of the {effect} when a square here is black",
-        "gradients": f"Integrated gradients: contribution of this pixel to the {effect}",
-    }
-    names = list(explanations[0])
-    columns = 1 + len(methods) * len(names)
-    figure = make_figure(title, 1.9 * columns + 1, 2.15 * len(images) + 2)
-    panels = figure.subplots(len(images), columns, squeeze=False)
-    for axes, image, caption in zip(panels[:, 0], images, captions, strict=True):
+    methods = {"occlusion": "occlusion", "gradients": "integrated gradients"}
+    keys = [(method, name) for method in methods for name in explanations[0]]
+    widths = (1, *[1] * len(keys))
+    figure = make_figure(title, 1.9 * len(widths) + 0.4, 2.2 * len(images) + 2)
+    text = fill(NOTE + NOTE_ON_GRADIENTS, 25 * len(widths))
+    figure.supxlabel(text, fontsize=9, color=GREY)
+    (header, *panels), *columns = _add_columns(figure, len(images), widths)
+    header.set_title("input of the models", fontsize=10, y=0)
+    for axes, image, caption in zip(panels, images, captions, strict=True):
         _draw_image(axes, image, caption)
-    parts = np.split(panels[:, 1:], len(methods), axis=1)
-    for part, (method, label) in zip(parts, methods.items(), strict=True):
-        values = [getattr(each[name], method) for each in explanations for name in names]
-        scale = _scale(values, CLIPPED_PERCENT)
-        for row, image, by_model in zip(part, images, explanations, strict=True):
-            for axes, (name, explanation) in zip(row, by_model.items(), strict=True):
-                _draw_saliency_map(axes, image, getattr(explanation, method), scale)
-                prediction = f"{CLASS_NAMES[explanation.label]}\n{explanation.probability:.0%}"
-                style = styles[name]
-                axes.set_title(f"{style.label}: {prediction}", fontsize=9, color=style.colour)
-        ticks = MaxNLocator(4, symmetric=True)  # more labels would overlap
-        text = fill(label, 24 * len(names))
-        _add_bar(figure, part, text, location="top", extend="both", ticks=ticks, **PERCENT)
+    for column, (method, name) in zip(columns, keys, strict=True):
+        chosen = [by_model[name] for by_model in explanations]
+        maps = [getattr(each, method) for each in chosen]
+        titles = [f"{CLASS_NAMES[each.label]} {each.probability:.0%}" for each in chosen]
+        _draw_saliency(column, images, maps, titles, methods[method], styles[name])
     return figure
 
 
-def _draw_saliency_map(
-    axes: Axes, image: np.ndarray, values: np.ndarray, scale: Mapping[str, Any]
+def _add_columns(figure: Figure, rows: int, widths: Sequence[float]) -> np.ndarray:
+    """Add columns of panels, each below an empty header; return the axes of each column."""
+    heights = (HEADER_HEIGHT, *[1] * rows)
+    grid = figure.subplots(1 + rows, len(widths), width_ratios=widths, height_ratios=heights)
+    hide_axes(*grid[0])
+    return grid.T
+
+
+def _draw_saliency(
+    column: Sequence[Axes],
+    images: Iterable[np.ndarray],
+    maps: Sequence[np.ndarray],
+    titles: Sequence[str],
+    method: str,
+    style: Style,
 ) -> None:
-    """Draw signed values over the outline of the image."""
-    axes.imshow(values, **scale)
-    if image.max() > OUTLINE > image.min():
-        axes.contour(image, levels=[OUTLINE], colors=[GREY], linewidths=0.7)
-    hide_axes(axes)
+    """Draw a model's saliency maps with the outlines of the images, below their common scale."""
+    header, *panels = column
+    limit = _scale(maps, CLIPPED_PERCENT)["vmax"]
+    root, square = (lambda x: np.sign(x) * np.sqrt(np.abs(x))), (lambda x: x * np.abs(x))
+    scale = FuncNorm((root, square), -limit, limit)
+    for axes, image, values, title in zip(panels, images, maps, titles, strict=True):
+        shown = axes.imshow(values, DIVERGING, scale)
+        if image.max() > OUTLINE > image.min():
+            axes.contour(image, levels=[OUTLINE], colors=[GREY], linewidths=0.7)
+        axes.set_title(title, fontsize=9, color=style.colour)
+    hide_axes(*panels)
+    bar = header.inset_axes((0, 0, 1, 0.5))
+    ticks = MaxNLocator(4, symmetric=True)  # more labels would overlap
+    header.figure.colorbar(shown, bar, orientation="horizontal", extend="both", ticks=ticks)
+    bar.tick_params(labelsize=8)
+    bar.set_xlabel("change of the log-odds", fontsize=8)
+    header.set_title(f"{style.label}\n{method}", fontsize=10, color=style.colour)
 
 
 # Embedding
@@ -395,41 +421,50 @@ class PictureReport:
         original: The picture in RGB, of any size; None if it is not drawn.
         seen: The input of the models, uint8 (28, 28).
         probabilities: Class probabilities (10,) by model.
+        excess: Energy of the input above the model's limit, by model, see evaluation.energy.
         saliency: Saliency map (28, 28) of the predicted class by model, see explain.occlusion.
+        doubt: Why the garment may not have been found in the picture, or None.
     """
 
     name: str
     original: Image.Image | None
     seen: np.ndarray
     probabilities: dict[str, np.ndarray]
+    excess: dict[str, float]
     saliency: dict[str, np.ndarray]
+    doubt: str | None = None
 
 
 @styled()
 def draw_reports(
     reports: Sequence[PictureReport], styles: Mapping[str, Style], title: str
 ) -> Figure:
-    """Draw a row for each picture: the original, the models' input, probabilities and saliency."""
+    """Draw a row for each picture: the original, the models' input, probabilities and saliency.
+
+    An input is marked as unlike the training images for the models whose excess is positive.
+    """
     names = list(reports[0].probabilities)
-    height = max(2.75, 1 + 0.9 * len(names))  # inches per row, for the labels of the bars
-    figure = make_figure(title, 9.5 + 2 * len(names), height * len(reports) + 1.5)
-    widths = (1, 1, 1.5, *[1] * len(names))
-    panels = figure.subplots(len(reports), len(widths), squeeze=False, width_ratios=widths)
-    scale = _scale([list(report.saliency.values()) for report in reports])
-    for row, report in zip(panels, reports, strict=True):
+    height = max(2.6, 1 + 0.9 * len(names))  # inches per row, for the labels of the bars
+    figure = make_figure(title, 9.5 + 2 * len(names), height * len(reports) + 1.8)
+    figure.supxlabel(fill(NOTE, 120 + 20 * len(names)), fontsize=9, color=GREY)
+    columns = _add_columns(figure, len(reports), (1, 1, 1.5, *[1] * len(names)))
+    for (original, seen, bars), report in zip(columns[:3, 1:].T, reports, strict=True):
         if report.original:
-            _draw_image(row[0], report.original, shorten(report.name))
-        _draw_image(row[1], report.seen, "input of the models")
-        _draw_probabilities(row[2], {styles[name]: report.probabilities[name] for name in names})
-        # Above the panel, where no bar reaches.
-        row[2].legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=len(names))
-        for axes, name in zip(row[3:], names, strict=True):
-            _draw_saliency_map(axes, report.seen, report.saliency[name], scale)
-            guess = CLASS_NAMES[report.probabilities[name].argmax()]
-            text = f"{styles[name].label}\nsaliency for {guess}"
-            axes.set_title(text, fontsize=9, color=styles[name].colour)
-    label = "decrease of the probability\nwhen a square here is black"
-    _add_bar(figure, panels[:, 3:], label, location="bottom", **PERCENT)
+            _draw_image(original, report.original, shorten(report.name))
+        strange = ", ".join(styles[name].label for name in names if report.excess[name] > 0)
+        warning = strange and f"unlike the training images\n({strange})"
+        _draw_image(seen, report.seen, warning)
+        _draw_probabilities(bars, {styles[name]: report.probabilities[name] for name in names})
+    columns[0, 0].set_title("picture", fontsize=10, y=0)
+    columns[1, 0].set_title("input of the models", fontsize=10, y=0)
+    handles, labels = columns[2, 1].get_legend_handles_labels()
+    columns[2, 0].legend(handles, labels, title="probability", loc="center", ncols=len(names))
+    images = [report.seen for report in reports]
+    for column, name in zip(columns[3:], names, strict=True):
+        probabilities = [report.probabilities[name] for report in reports]
+        titles = [f"{CLASS_NAMES[each.argmax()]} {each.max():.0%}" for each in probabilities]
+        maps = [report.saliency[name] for report in reports]
+        _draw_saliency(column, images, maps, titles, "occlusion", styles[name])
     return figure
 
 

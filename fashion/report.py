@@ -20,7 +20,8 @@ from fashion.plots import Style
 from fashion.runs import Run, save_weights
 from fashion.training import Trainer
 
-METRICS_NAME = "metrics.json"
+METRICS_NAME, PAGE_NAME = "metrics.json", "report.html"
+STAND_IN_NOTE = "The images were drawn by a program: these results say nothing about Fashion-MNIST."
 
 # Endings of the files that belong to one model, and the files that compare models.
 MODEL_ENDINGS = (SUFFIX, "_loss.png", "_correct.png", "_incorrect.png", "_confusion.png")
@@ -48,7 +49,7 @@ PICTURES_OF_MODELS = (
 def result_files(names: Iterable[str]) -> list[str]:
     """Return the names of all files that results of these models can consist of."""
     of_models = [f"{name}{ending}" for name in names for ending in MODEL_ENDINGS]
-    return [*of_models, METRICS_NAME, *COMPARISON_FILES, *PICTURES_OF_MODELS]
+    return [*of_models, METRICS_NAME, *COMPARISON_FILES, *PICTURES_OF_MODELS, PAGE_NAME]
 
 
 def describe_results(folder: Path) -> str | None:
@@ -113,7 +114,7 @@ def print_results(dataset: Dataset, runs: Mapping[str, Run]) -> None:
             f"{run.flip_averaged_accuracy:>13.2%}"
         )
     if dataset.name == SYNTHETIC:
-        print("The images were drawn by a program: these results say nothing about Fashion-MNIST.")
+        print(STAND_IN_NOTE)
 
 
 def print_comparison(comparison: Mapping[str, Any]) -> None:
@@ -135,7 +136,8 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
             f"  mean {accuracy['mean']:.2%}, standard deviation {accuracy['std']:.2%}, "
             f"{_format_interval(accuracy)}, range {accuracy['min']:.2%} to {accuracy['max']:.2%}\n"
             f"  averaged over each image and its mirror image: mean {averaged['mean']:.2%}, "
-            f"standard deviation {averaged['std']:.2%}\n"
+            f"standard deviation {averaged['std']:.2%}; over the {len(accuracy['values'])} "
+            f"networks: {model['ensemble_accuracy']:.2%}\n"
             f"  expected calibration error {model['expected_calibration_error']['mean']:.2%}; "
             f"{model['parameters']:,} parameters, "
             f"{model['multiply_accumulates']:,} multiply-accumulates per image\n"

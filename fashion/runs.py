@@ -16,7 +16,14 @@ from torch import Tensor
 
 from fashion.checkpoint import CONTENT_ERRORS, SUFFIX, load_tensors, save_tensors
 from fashion.environment import warn_of_differences
-from fashion.evaluation import Evaluation, average_over_flip, evaluate, predict_logits
+from fashion.evaluation import (
+    Evaluation,
+    average_over_flip,
+    energy,
+    evaluate,
+    fit_temperature,
+    predict_logits,
+)
 from fashion.files import RunError, UsageError, write_json
 from fashion.layers import Network, count_parameters
 from fashion.training import Trainer
@@ -24,6 +31,7 @@ from fashion.training import Trainer
 Job = tuple[str, int]  # the name of a model and a seed
 Shared = TypeVar("Shared")
 
+FAMILIAR_SHARE = 0.95  # of the validation images have an energy below the limit
 # Processes wait for each other until all runs are done; torchrun stops them when one of them dies.
 JOIN_TIMEOUT = datetime.timedelta(days=30)
 
@@ -101,10 +109,13 @@ class Run:
 
 
 def score(trainer: Trainer, name: str) -> Run:
-    """Score a finished training on the test images, the only time they are used."""
+    """Score a finished training on the test images, the only time they are used.
+
+    The temperature and the limit of the energy come from the validation images.
+    """
     dataset, model = trainer.dataset, trainer.averaged
-    settings = dataset.mean, dataset.std
-    validation_images = dataset.images[dataset.validation_indices]
+    settings, held_out = (dataset.mean, dataset.std), dataset.validation_indices
+    validation_logits = predict_logits(model, dataset.images[held_out], *settings)
     test_logits = predict_logits(model, dataset.test_images, *settings)
     test = evaluate(test_logits, dataset.test_labels)
     flip_averaged = average_over_flip(model, dataset.test_images, *settings)
@@ -113,15 +124,28 @@ def score(trainer: Trainer, name: str) -> Run:
         network=trainer.network,
         identity=trainer.identity(),
         weights={key: value.cpu() for key, value in model.state_dict().items()},
-        metadata=trainer.metadata() | {"test_accuracy": test.accuracy},
+        metadata=trainer.metadata()
+        | {
+            **describe_validation(validation_logits, dataset.labels[held_out]),
+            "test_accuracy": test.accuracy,
+        },
         history=trainer.history,
         epoch_seconds=trainer.epoch_seconds,
-        validation_logits=predict_logits(model, validation_images, *settings).cpu(),
+        validation_logits=validation_logits.cpu(),
         test_logits=test_logits.cpu(),
         test=test,
         flip_averaged_accuracy=evaluate(flip_averaged, dataset.test_labels).accuracy,
         tested_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def describe_validation(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return what checkpoints state about validation logits (N, 10) and their labels (N,)."""
+    return {
+        "validation_accuracy": evaluate(logits, labels).accuracy,
+        "temperature": fit_temperature(logits, labels),
+        "energy_limit": energy(logits).quantile(FAMILIAR_SHARE).item(),
+    }
 
 
 def run_path(folder: Path, name: str, seed: int, suffix: str) -> Path:

@@ -339,9 +339,6 @@ class Trainer:
             "recipe": asdict(self.recipe) | {"model": self.model.arguments},
             "versions": collect_versions(),
             "environment": describe_environment(self.device),
-            "validation_accuracy": self.history[-1]["validation_accuracy"]
-            if self.history
-            else None,
         }
 
     def save(self, path: Path) -> None:

@@ -16,7 +16,7 @@ from fashion.checkpoint import (
 )
 from fashion.data import CLASS_NAMES
 from fashion.environment import collect_versions, describe_environment
-from fashion.evaluation import predict_logits
+from fashion.evaluation import energy, fit_temperature, predict_logits
 from fashion.files import RunError, UsageError
 from fashion.runs import save_weights, score
 from fashion.training import Trainer
@@ -76,6 +76,8 @@ def test_weights_file_says_what_the_model_is_and_how_it_was_trained(
     folder, trainers, runs, tiny_dataset, name
 ):
     checkpoint = load_weights(folder / f"{name}.safetensors", MODELS[name])
+    held_out = tiny_dataset.validation_indices
+    validation = runs[name].validation_logits, tiny_dataset.labels[held_out]
     assert checkpoint.metadata == {
         "class": MODELS[name].__name__,
         "arguments": ARGUMENTS[name],
@@ -88,15 +90,12 @@ def test_weights_file_says_what_the_model_is_and_how_it_was_trained(
         "versions": collect_versions(),
         "environment": describe_environment(torch.device("cpu")),
         "validation_accuracy": trainers[name].history[-1]["validation_accuracy"],
+        "temperature": fit_temperature(*validation),
+        "energy_limit": energy(validation[0]).quantile(0.95).item(),
         "test_accuracy": runs[name].test.accuracy,
     }
-    for key in ("mean", "std", "dataset", "seed"):
+    for key in ("mean", "std", "temperature", "energy_limit", "dataset", "seed"):
         assert getattr(checkpoint, key) == checkpoint.metadata[key]
-
-
-def test_new_trainer_has_no_validation_accuracy(tiny_dataset):
-    trainer = Trainer(FFN, tiny_dataset, FFN.recipe, 0, torch.float32)
-    assert trainer.metadata()["validation_accuracy"] is None
 
 
 def test_tensors_and_metadata_are_read_as_they_were_written(tmp_path):

@@ -143,6 +143,9 @@ def test_each_model_is_summarized_over_its_seeds(runs, tiny_dataset, compare):
     assert model["train_seconds"]["mean"] == 3.5
     # The models are certain of all predictions.
     assert model["expected_calibration_error"]["values"] == pytest.approx([0.3, 0.2], abs=1e-6)
+    mean = np.mean([run.probabilities for run in runs["narrow"]], axis=0)
+    right = (mean.argmax(1) == tiny_dataset.test_labels.numpy()).mean()
+    assert model["ensemble_accuracy"] == pytest.approx(right)
     matrices = [run.test.confusion_matrix for run in runs["narrow"]]
     assert model["confusion_matrix"] == np.sum(matrices, axis=0).tolist()
     assert list(model["by_class"]) == list(CLASS_NAMES)

@@ -8,7 +8,9 @@ from fashion.evaluation import (
     EVALUATION_BATCH_SIZE,
     average_over_flip,
     calibrate,
+    energy,
     evaluate,
+    fit_temperature,
     predict_logits,
     scores_by_class,
 )
@@ -41,6 +43,24 @@ def test_flip_averaging_is_the_mean_over_both_views(model, images):
     plain, flipped = (predict_logits(model, x, 0.25, 0.5).softmax(1) for x in (images, mirrored))
     torch.testing.assert_close(averaged, (plain + flipped) / 2)
     assert (averaged - plain).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+def test_temperature_undoes_a_factor_of_the_logits(factor):
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 10, generator=generator)
+    labels = logits.softmax(1).multinomial(1, generator=generator).squeeze(1)
+    assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.03)
+
+
+def test_temperature_of_perfect_predictions_is_limited():
+    assert fit_temperature(0.5 * torch.eye(10), torch.arange(10)) == pytest.approx(0.1, rel=0.01)
+
+
+def test_energy_is_low_if_any_logit_is_high():
+    logits = torch.zeros(3, 10)
+    logits[1, 4], logits[2] = 50, -50
+    assert energy(logits).tolist() == pytest.approx([-np.log(10), -50, 50 - np.log(10)])
 
 
 def test_evaluation_of_four_predictions_by_hand():

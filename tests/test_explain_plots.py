@@ -34,6 +34,19 @@ def array(axes):
     return np.asarray(axes.images[0].get_array())
 
 
+def check_column(column, style, method, maps):
+    """Check the header and the scale of a column of saliency maps."""
+    header, *shown = column
+    assert header.get_title() == f"{style.label}\n{method}"
+    assert header.child_axes[0].get_xlabel() == "change of the log-odds"
+    assert all((array(axes) == values).all() for axes, values in zip(shown, maps, strict=True))
+    ((low, high),) = {axes.images[0].get_clim() for axes in shown}
+    assert low == -high and header.child_axes[0].get_xlim() == pytest.approx((low, high))
+    assert np.mean(np.abs(maps) > high) == pytest.approx(0.005, abs=1e-3)
+    norm = shown[0].images[0].norm
+    assert norm([-high, -high / 100, 0, high / 4]).tolist() == pytest.approx([0, 0.45, 0.5, 0.75])
+
+
 @pytest.fixture
 def generator():
     return np.random.default_rng(0)
@@ -59,6 +72,7 @@ def make_report(generator, names, file_name):
         original=Image.new("RGB", (300, 200), (10, 200, 30)),
         seen=generator.integers(0, 256, (28, 28), dtype=np.uint8),
         probabilities={name: generator.dirichlet(np.ones(10)) for name in names},
+        excess=dict(zip(names, (0.2, -3.0, 5.0), strict=False)),
         saliency={name: generator.normal(size=(28, 28)) for name in names},
     )
 
@@ -157,25 +171,31 @@ def test_top_activations_are_bright_in_their_patches_only():
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_saliency_has_one_scale_per_method(generator, count):
+def test_saliency_has_one_scale_per_method_and_model(generator, count):
     names = NAMES[:count]
     images = generator.integers(0, 256, (2, 28, 28), dtype=np.uint8)
     explanations = [make_explanations(generator, names, scale) for scale in (5, 20)]
     captions = ["test image 1234: Ankle boot", "two"]
     title = "Saliency maps, drawn stand-in, not Fashion-MNIST"
     figure = uncut(explain_plots.draw_saliency(images, captions, explanations, STYLES, title))
-    rows = np.array(panels(figure)).reshape(2, 1 + 2 * count)
-    for row, image, caption, by_model in zip(rows, images, captions, explanations, strict=True):
-        assert (array(row[0]) == image).all() and row[0].get_title() == caption
-        expected = [by_model[name].occlusion for name in names]
-        expected += [by_model[name].gradients for name in names]
-        assert all((array(a) == b).all() for a, b in zip(row[1:], expected, strict=True))
-        titles = ["FIRST: T-shirt/top\n70%", "SECOND: Trouser\n70%", "THIRD: Pullover\n70%"]
-        assert [axes.get_title() for axes in row[1:]] == titles[:count] * 2
-    parts = rows[:, 1 : 1 + count], rows[:, 1 + count :]
-    limits = [{axes.images[0].get_clim() for axes in part.flat} for part in parts]
-    ((low, high),), ((low_gradient, high_gradient),) = limits
-    assert low == -high and low_gradient == -high_gradient and high > 5 * high_gradient
+    first, *columns = np.array(figure.axes).reshape(3, 1 + 2 * count).T
+    for axes, image, caption in zip(first[1:], images, captions, strict=True):
+        assert (array(axes) == image).all() and axes.get_title() == caption
+    for name, column in zip(names, columns, strict=False):
+        maps = [by_model[name].occlusion for by_model in explanations]
+        check_column(column, STYLES[name], "occlusion", maps)
+    for name, column in zip(names, columns[count:], strict=True):
+        maps = [by_model[name].gradients for by_model in explanations]
+        check_column(column, STYLES[name], "integrated gradients", maps)
+    titles = ["T-shirt/top 70%", "Trouser 70%", "Pullover 70%"][:count] * 2
+    for row in np.array(columns).T[1:]:
+        assert [axes.get_title() for axes in row] == titles
+
+
+def test_saliency_without_any_effect_is_drawn(generator, image):
+    flat = Explanation(0, 1.0, np.zeros((28, 28)), np.zeros((28, 28)))
+    figure = explain_plots.draw_saliency([image], ["flat"], [{"first": flat}], STYLES, TITLE)
+    assert [axes.images[0].get_clim() for axes in panels(figure)[1:]] == [(-1, 1)] * 2
 
 
 # Embedding
@@ -231,18 +251,23 @@ def test_reports_show_picture_input_probabilities_and_saliency(generator, count)
     files = "folder/hat.png", "n" * 60 + ".png"
     reports = [make_report(generator, names, file) for file in files]
     figure = uncut(explain_plots.draw_reports(reports, STYLES, TITLE))
-    rows = np.array(figure.axes[:-1]).reshape(2, 3 + count)
+    headers, *rows = np.array(figure.axes).reshape(3, 3 + count)
+    assert [axes.get_title() for axes in headers[:2]] == ["picture", "input of the models"]
+    labels = [text.get_text() for text in headers[2].get_legend().get_texts()]
+    assert labels == [name.upper() for name in names]
+    strange = "FIRST" if count == 1 else "FIRST, THIRD"
     for row, report in zip(rows, reports, strict=True):
         assert row[0].get_title() == explain_plots.shorten(report.name)
         assert array(row[0]).shape == (200, 300, 3)
         assert (array(row[1]) == report.seen).all()
+        assert row[1].get_title() == f"unlike the training images\n({strange})"
         expected = np.concatenate(list(report.probabilities.values()))
         assert [bar.get_width() for bar in row[2].patches] == list(expected)
-        for axes, name in zip(row[3:], names, strict=True):
-            assert (array(axes) == report.saliency[name]).all()
-            guess = CLASS_NAMES[report.probabilities[name].argmax()]
-            assert axes.get_title() == f"{name.upper()}\nsaliency for {guess}"
-    assert len({axes.images[0].get_clim() for axes in rows[:, 3:].flat}) == 1
+        for axes, values in zip(row[3:], report.probabilities.values(), strict=True):
+            assert axes.get_title() == f"{CLASS_NAMES[values.argmax()]} {values.max():.0%}"
+    for name, column in zip(names, np.array([headers, *rows]).T[3:], strict=True):
+        maps = [report.saliency[name] for report in reports]
+        check_column(column, STYLES[name], "occlusion", maps)
 
 
 @pytest.mark.parametrize(

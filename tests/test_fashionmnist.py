@@ -90,7 +90,7 @@ def assert_same_weights(one, other):
 
 
 def test_exactly_the_expected_files_are_written(short_run):
-    expected = PICTURES | WEIGHTS | RESUME_FILES | {"metrics.json", ".lock"}
+    expected = PICTURES | WEIGHTS | RESUME_FILES | {"metrics.json", "report.html", ".lock"}
     assert {path.name for path in short_run[0].iterdir()} == expected
 
 
@@ -284,7 +284,8 @@ def test_series_writes_every_run_and_the_comparison(series):
         for seed in (0, 1)
         for suffix in ("json", "safetensors", "logits.safetensors")
     }
-    expected = PICTURES | SERIES_FILES | WEIGHTS | {"metrics.json", "runs", ".lock"}
+    expected = PICTURES | SERIES_FILES | WEIGHTS
+    expected |= {"metrics.json", "report.html", "runs", ".lock"}
     assert {path.name for path in out.iterdir()} == expected
 
 
@@ -526,7 +527,8 @@ def test_files_of_earlier_results_are_replaced_or_removed(series, tmp_path, caps
     printed = capsys.readouterr().out
     assert f"The results in {out} (seed 0, epochs: ffn 2, cnn 2)" in printed
     pictures = {f"ffn_{kind}.png" for kind in ("loss", "correct", "incorrect", "confusion")}
-    files = {"ffn.safetensors", "ffn.resume.pt", "metrics.json", "runs", ".lock", "notes.txt"}
+    files = {"ffn.safetensors", "ffn.resume.pt", "metrics.json", "report.html"}
+    files |= {"runs", ".lock", "notes.txt"}
     assert {path.name for path in out.iterdir()} == pictures | files
     assert read_metrics(out)["seed"] == 5
 

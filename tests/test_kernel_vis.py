@@ -98,7 +98,7 @@ def full_run(trained_folder, cnn, tiny_dataset, tmp_path_factory):
 
 
 def test_all_files_are_written_and_titles_name_the_dataset(full_run):
-    assert {path.name for path in full_run.folder.iterdir()} == FILES
+    assert {path.name for path in full_run.folder.iterdir()} == FILES | {"report.html"}
     for name in FILES:
         with Image.open(full_run.folder / name) as image:
             assert min(image.size) > 300
@@ -177,16 +177,18 @@ def test_model_alone_is_shown_without_the_others(
     assert axes.get_title().startswith("CNN: ")
 
 
-def test_missing_recording_is_skipped_unless_requested_alone(
-    monkeypatch, figures, trained_folder, tmp_path, capsys
+def test_missing_recording_matters_only_if_it_is_requested(
+    small_data, monkeypatch, figures, trained_folder, tmp_path, capsys
 ):
-    monkeypatch.setitem(kernel_vis.FIGURES, "kernel_grid", lambda _: None)
+    for name in kernel_vis.FIGURES:
+        monkeypatch.setitem(kernel_vis.FIGURES, name, lambda _: None)
     shutil.copy(trained_folder / "cnn.safetensors", tmp_path)
     checkpoint = tmp_path / "cnn.safetensors"
-    assert run(checkpoint, tmp_path, "--only", "kernel_grid", "training") == 0
-    assert "skipped" in (output := capsys.readouterr().out) and "--record" in output
-    assert run(checkpoint, tmp_path, "--only", "training") == 2
-    assert "--record" in capsys.readouterr().err
+    assert run(checkpoint, tmp_path) == 0
+    assert "--record" not in capsys.readouterr().out and len(figures) == len(kernel_vis.FIGURES)
+    figures.clear()
+    assert run(checkpoint, tmp_path, "--only", "kernel_grid", "training") == 2
+    assert "--record" in capsys.readouterr().err and not figures
 
 
 # Choices
@@ -265,9 +267,31 @@ def test_models_of_different_datasets_are_rejected(small_data, cnn, tmp_path, ca
     assert "cnn.safetensors on drawn stand-in" in error and "train the models with" in error
 
 
-def test_missing_dataset_is_an_error(cnn, no_network, tmp_path, capsys):
+@pytest.fixture
+def without_data(cnn, no_network, tmp_path):
+    """Run the script with a CNN trained on Fashion-MNIST, which is not available."""
     save_model(tmp_path / "cnn.safetensors", cnn.model, cnn, dataset=FASHION_MNIST)
     options = ("--data-dir", tmp_path / "data")
-    assert run(tmp_path / "cnn.safetensors", tmp_path / "out", *options) == 1
+    return lambda *more: run(tmp_path / "cnn.safetensors", tmp_path / "out", *options, *more)
+
+
+def test_without_the_dataset_a_drawing_replaces_the_test_image(without_data, figures, capsys):
+    assert without_data() == 0
+    printed = capsys.readouterr().out
+    assert "Left out, without the dataset: embedding, saliency, top_activations" in printed
+    assert "boot.png; CNN prediction" in printed
+    assert set(figures) == {f"{name}.png" for name in list(kernel_vis.FIGURES)[:3]}
+
+
+@pytest.mark.parametrize("request_", [("--image", "3"), ("--only", "saliency")])
+def test_requested_test_images_need_the_dataset(without_data, capsys, request_):
+    assert without_data(*request_) == 1
     error = capsys.readouterr().err
     assert "train-images-idx3-ubyte.gz" in error and "--data-dir" in error
+
+
+def test_shipped_models_are_used_where_none_are_trained(figures, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ["--only", "kernel_grid"]
+    assert cli.run(kernel_vis.parse_arguments, kernel_vis.main, options) == 0
+    assert f"Models: {cli.PRETRAINED_FOLDER}" in capsys.readouterr().out

@@ -108,6 +108,73 @@ def test_enlarged_framed_and_inverted_image_is_recovered():
     assert np.mean(differences) < 20
 
 
+# Textured backgrounds
+
+
+def draw_on_floor(garment, level, seed=0):
+    """Trousers on a floor of wide boards with noise; level is the mean grey level of the floor."""
+    generator = np.random.default_rng(seed)
+    floor = level + 25 * np.sign(np.sin(np.arange(500) / 12)) + generator.normal(0, 8, (700, 500))
+    image = Image.fromarray(floor.clip(0, 255).astype(np.uint8)).convert("RGB")
+    ImageDraw.Draw(image).polygon(TROUSERS, fill=garment)
+    return image
+
+
+def true_mask():
+    return np.asarray(draw_trousers(255, 0, mode="L", size=(500, 700)).resize((183, 256))) > 127
+
+
+@pytest.mark.parametrize(("garment", "level"), [((30, 60, 150), 180), ((235, 220, 120), 70)])
+def test_garment_is_separated_from_a_textured_floor(garment, level):
+    image = draw_on_floor(garment, level)
+    assert not photo.is_plain(image, photo.background_colour(image))
+    mask, expected = photo.segment(image.resize((183, 256), Image.Resampling.BOX)), true_mask()
+    assert (mask & expected).sum() / (mask | expected).sum() > 0.9
+    seen, doubt = photo.prepare_with_doubt(image, "trousers")
+    assert doubt is None and seen.shape == (28, 28) and seen.dtype == np.uint8
+    assert seen[8, 12:15].min() > 60 and seen[26, 13] < 40
+    assert (seen[:, [0, -1]] == 0).all()
+    assert (seen == photo.prepare(image, "trousers")).all()  # deterministic
+
+
+def square_mask(top, bottom, left, right):
+    mask = np.zeros((100, 100), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def test_masked_garment_is_negated_with_its_mean_level_drawn_to_the_datasets():
+    mask = square_mask(10, 90, 30, 70)
+    image = Image.new("RGB", (100, 100), (235, 235, 235))
+    assert set(np.unique(photo.from_mask(image, mask)[:, 10:18])) == {76}  # 20 + 0.4 (160 - 20)
+
+
+def test_wide_tops_become_narrower_and_shoes_do_not():
+    widths = {}
+    for width in (40, 80, 90):
+        mask = square_mask(10, 60, 5, 5 + width)
+        seen = photo.from_mask(Image.new("RGB", (100, 100)), mask)
+        widths[width] = np.flatnonzero(seen.any(axis=0)).size, np.flatnonzero(seen.any(1)).size
+    assert widths[40] == (22, 28)
+    assert widths[80][0] / widths[80][1] == pytest.approx((0.75 * 1.6) ** 0.5, abs=0.08)
+    assert widths[90][0] == 28 and widths[90][1] == pytest.approx(28 * 50 / 90, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("mask", "doubt"),
+    [
+        (square_mask(20, 80, 30, 70), None),
+        (square_mask(50, 60, 50, 60), "covers 1%"),
+        (square_mask(2, 98, 2, 98), "covers 92%"),
+        (square_mask(3, 97, 48, 52) | square_mask(48, 52, 3, 97), "all edges"),
+        (square_mask(10, 90, 20, 80) & (np.arange(100) // 5 % 2 == 0), "many pieces"),
+    ],
+)
+def test_unusual_mask_is_doubtful(mask, doubt):
+    found = photo.find_doubt(mask)
+    assert found is None if doubt is None else doubt in found
+
+
 # File formats
 
 

@@ -88,6 +88,7 @@ def test_comparison_shows_any_number_of_models(capsys):
     model = {
         "test_accuracy": accuracy,
         "flip_averaged_accuracy": accuracy,
+        "ensemble_accuracy": 0.9,
         "expected_calibration_error": summarize_values([0.01, 0.02]),
         "parameters": 1234,
         "multiply_accumulates": 56789,

@@ -53,7 +53,7 @@ def trainer():
 @pytest.fixture
 def content(trainer):
     """The weights and the metadata of a checkpoint, to be changed."""
-    return dict(trainer.averaged.state_dict()), trainer.metadata()
+    return dict(trainer.averaged.state_dict()), dict(score(trainer, "cnn").metadata)
 
 
 @pytest.fixture
@@ -187,6 +187,8 @@ WRONG_METADATA = {
     "a list as class": ("class", ["CNN"]),
     "standard deviation 0": ("std", 0.0),
     "negative standard deviation": ("std", -0.3),
+    "temperature 0": ("temperature", 0.0),
+    "NaN as limit of the energy": ("energy_limit", float("nan")),
     "NaN as mean": ("mean", float("nan")),
     "infinite mean": ("mean", float("inf")),
     "a mean beyond float": ("mean", 10**400),
@@ -212,7 +214,8 @@ def test_wrong_metadata_are_rejected(path, content, reject, kind):
 
 
 @pytest.mark.parametrize(
-    "key", ["class", "arguments", "mean", "std", "class_names", "dataset", "seed"]
+    "key",
+    ["class", "arguments", "mean", "std", "temperature", "energy_limit", "class_names", "dataset"],
 )
 def test_missing_metadata_are_rejected(path, content, reject, key):
     weights, metadata = content

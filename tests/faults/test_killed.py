@@ -53,6 +53,9 @@ def read_file(path):
     if path.suffix == ".png":
         Image.open(path).verify()
         return None
+    if path.suffix == ".html":  # with training times
+        assert path.read_text().endswith("</html>\n")
+        return None
     if path.suffix == ".json":
         content = json.loads(path.read_text())
         if "models" in content:  # metrics.json and comparison.json
