@@ -263,8 +263,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="train for about a minute, to @FFN %% (FFN) and @CNN %% (CNN) test accuracy, into the "
-        f"subfolder {QUICK_FOLDER} of the output folder",
+        help="train for one or two minutes, to about 89 %% (FFN) and 92.5 %% (CNN) test accuracy, "
+        f"into the subfolder {QUICK_FOLDER} of the output folder",
     )
     recipes = {name: network.recipe for name, network in MODELS.items()}
     arguments = parse_options(parser, recipes, argv)

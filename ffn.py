@@ -31,13 +31,15 @@ RECIPE = Recipe(
     cutout=0,
     ema_steps=100,  # two epochs: smooth, and close to the last weights
 )
-# A few epochs do not overfit, so the images need no augmentation.
+# A few epochs do not overfit: no augmentation, little dropout. More steps of half the size learn
+# as much in five epochs as full batches in eight.
 QUICK_RECIPE = replace(
     RECIPE,
-    epochs=8,
-    learning_rate=0.006,
+    epochs=5,
+    batch_size=512,
     shifted=0.0,
     flip=False,
+    model={"dropout": 0.05},
 )
 
 

@@ -219,7 +219,8 @@ def from_mask(photo: Image.Image, mask: np.ndarray) -> np.ndarray:
         # Only proportions matter here: shrink sets the size.
         width = image.height * NARROW * (ratio / NARROW) ** EXPONENT
         image = image.resize((max(1, round(width)), image.height), Image.Resampling.LANCZOS)
-    return np.asarray(centre(shrink(image).filter(SHARPENING).convert("RGB"), (0, 0, 0)))[..., 0]
+    # Sharpening would make wrinkles look like patterns.
+    return np.asarray(centre(shrink(image).convert("RGB"), (0, 0, 0)))[..., 0]
 
 
 def trim(photo: Image.Image, background: Colour) -> Image.Image | None:
