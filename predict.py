@@ -170,7 +170,7 @@ def to_text(report: PictureReport) -> str:
     strange = [name for name, excess in report.excess.items() if excess > 0]
     if strange:
         names = " and ".join(STYLES[name].label for name in strange)
-        lines.append(f"  Unlike the images that the {names} was trained on: do not rely on it.")
+        lines.append(f"  Unlike the training images, according to {names}: do not rely on this.")
     if all(p < CONFIDENT for _, p in best):
         lines.append(f"  Uncertain: no probability reaches {CONFIDENT:.0%}.")
     return "\n".join(lines)

@@ -154,7 +154,7 @@ def test_disagreement_and_uncertainty_are_printed(ffn, cnn, disagree, uncertain)
 def test_picture_unlike_the_training_images_is_pointed_out(ffn, cnn, names):
     probabilities = dict.fromkeys(("ffn", "cnn"), np.eye(10)[3])
     report = PictureReport("a.png", None, None, probabilities, {"ffn": ffn, "cnn": cnn}, {})
-    assert f"Unlike the images that the {names} was trained on" in predict.to_text(report)
+    assert f"Unlike the training images, according to {names}:" in predict.to_text(report)
 
 
 def test_first_of_many_pictures_are_drawn_and_all_are_classified(
