@@ -88,11 +88,14 @@ def choose_figures(inputs: "Inputs") -> list[str]:
         return figures[:3]
     try:
         _ = inputs.dataset
-    except RunError as error:
+    except RunError:
         if arguments.image is not None:
             raise
-        reason = str(error).splitlines()[0]
-        print(f"Left out, without the dataset: {', '.join(sorted(OF_TEST_SET))} ({reason})")
+        title = TITLES[inputs.cnn.dataset]
+        print(
+            f"Left out, because {title} is neither complete in {arguments.data_dir} nor online: "
+            f"{', '.join(sorted(OF_TEST_SET))}"
+        )
         arguments.image = EXAMPLE_PICTURE
         return [name for name in figures if name not in OF_TEST_SET]
     return figures
