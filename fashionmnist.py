@@ -321,8 +321,7 @@ def parse_options(
     arguments = parser.parse_args(argv)
     arguments.command = [*parser.prog.split(), *argv]  # to repeat it with --resume
     arguments.models = list(dict.fromkeys(arguments.models))
-    arguments.recipes = recipes
-    arguments.series = arguments.runs > 1 or parser.get_default("series") is True
+    arguments.recipes, arguments.series = recipes, arguments.runs > 1
     if arguments.record and (arguments.runs > 1 or RECORDED_MODEL not in arguments.models):
         raise UsageError("--record records a single CNN run: use it with cnn and without --runs")
     return arguments

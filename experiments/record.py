@@ -118,8 +118,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="train on the probabilities of this CNN instead of the labels, which the recipe of "
         f"the FFN is made for; such as outputs/{TEACHER_MODEL}{SUFFIX}",
     )
-    parser.set_defaults(series=True)  # these trainings are long: keep each of them
-    return fashionmnist.parse_options(parser, BEST_RECIPES, argv, cli.OUTPUT_FOLDER / "record")
+    out = cli.OUTPUT_FOLDER / "record"
+    arguments = fashionmnist.parse_options(parser, BEST_RECIPES, argv, out)
+    arguments.series = True  # these trainings are long: keep each of them
+    return arguments
 
 
 if __name__ == "__main__":
