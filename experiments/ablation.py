@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from experiments.timing import SEED, add_options, call_in_own_process, load_data, time_steps
 from fashion import cli, training
 from fashion.comparison import compare_paired, summarize_values
-from fashion.data import Dataset
+from fashion.data import Dataset, view_count
 from fashion.environment import choose_precision, collect_versions, describe_device
 from fashion.files import write_json
-from fashion.layers import KERNEL_SIZE, ConvBlock, Dropout, conv_blocks
+from fashion.layers import ConvBlock, Dropout, GreyConv2d, conv_blocks
 from fashion.muon import Muon
 from fashion.training import Trainer
 from models import MODELS
@@ -89,14 +89,29 @@ def pool_last(trainer: Trainer) -> None:
 
 def _pool_last(block: ConvBlock, maps: Tensor) -> Tensor:
     """Do what ConvBlock.forward does in another order."""
-    return block.pool(block.relu(block.norm(block.convolve(maps))))
+    return block.pool(block.relu(block.norm(block.conv(maps))))
 
 
-def compute_all_places(trainer: Trainer) -> None:
-    """Compute the convolutions also where pooling leaves them out."""
-    for block in conv_blocks(trainer.model):
-        block.odd = False
-        block.conv.padding = (KERNEL_SIZE // 2, KERNEL_SIZE // 2)
+def use_torch_convolution(trainer: Trainer) -> None:
+    """Compute the first convolution as all others."""
+    for layer in trainer.model.modules():
+        if isinstance(layer, GreyConv2d):
+            layer.forward = partial(nn.Conv2d.forward, layer)  # type: ignore[method-assign]
+
+
+def draw_views(trainer: Trainer) -> None:
+    """Draw a random view of each image in each epoch."""
+    views = view_count(trainer.recipe.shift, trainer.recipe.flip)
+    trainer.choose_views = lambda indices: torch.randint(  # type: ignore[method-assign]
+        views, indices.shape, generator=trainer.generator, device=trainer.device
+    )
+
+
+def iterate_longer(trainer: Trainer) -> None:
+    """Use as many Newton-Schulz iterations as the authors of Muon."""
+    for optimizer in trainer.optimizers:
+        if isinstance(optimizer, Muon):
+            optimizer.iterations = 5
 
 
 INGREDIENTS = (
@@ -104,15 +119,18 @@ INGREDIENTS = (
     Ingredient("Muon (AdamW instead)", ADAMW, models=("cnn",)),
     Ingredient("mirroring", {"flip": False}),
     Ingredient("shifting", {"shift": 0}),
+    Ingredient("each view in turn (random ones)", change=draw_views),
     Ingredient("label smoothing", {"label_smoothing": 0.0}),
     Ingredient("averaged weights", {"ema_steps": 1}),
     Ingredient("bfloat16 (float32 instead)", change=use_float32, learns=False),
     Ingredient("dropout from bytes", change=use_torch_dropout, learns=False),
     Ingredient("memory kept between steps", learns=False, own_process=True),
     Ingredient("channels_last", change=use_contiguous, learns=False, models=("cnn",)),
+    Ingredient("unpadded second convolution", {"model": {"padding": (1, 1, 1)}}, models=("cnn",)),
     Ingredient(
-        "convolving only where needed", change=compute_all_places, learns=False, models=("cnn",)
+        "first convolution as products", change=use_torch_convolution, learns=False, models=("cnn",)
     ),
+    Ingredient("3 iterations in Muon (5 instead)", change=iterate_longer, models=("cnn",)),
     Ingredient("pooling first", change=pool_last, learns=False, models=("cnn",)),
 )
 COMPLETE = Ingredient("nothing, the complete recipe")
@@ -163,7 +181,9 @@ def ablate(name: str, dataset: Dataset, seeds: Iterable[int]) -> dict[str, Any]:
 def make_trainer(name: str, dataset: Dataset, without: Ingredient, seed: int) -> Trainer:
     """Return a trainer of the short recipe without an ingredient."""
     network = MODELS[name]
-    recipe = replace(network.recipe, epochs=count_epochs(name), **without.settings)
+    settings = {"epochs": count_epochs(name), **without.settings}
+    settings["model"] = {**network.recipe.model, **settings.get("model", {})}
+    recipe = replace(network.recipe, **settings)
     precision = choose_precision("auto", dataset.images.device)
     trainer = Trainer(network, dataset, recipe, seed, precision)
     if without.change:

@@ -110,13 +110,13 @@ def load_weights(path: Path, network: type[Network]) -> Checkpoint:
     with _reading(path, "checkpoint"):
         if (name := metadata["class"]) != network.__name__:
             raise UsageError(f"{path} holds a model of class {name}, not {network.__name__}")
-        if "temperature" not in metadata:
-            raise UsageError(f"{path} was written by an earlier version of this project")
         # Shipped weights are rounded to 16 bits.
         weights = {k: v.float() if v.dtype == torch.float16 else v for k, v in weights.items()}
         # No memory is allocated before the weights fit: arguments can ask for any size.
         with torch.device("meta"):
             model = network(**metadata["arguments"])
+        if "temperature" not in metadata or model.arguments.keys() != metadata["arguments"].keys():
+            raise UsageError(f"{path} was written by an earlier version of this project")
         dtypes = [value.dtype for value in model.state_dict().values()]
         model.load_state_dict(weights, assign=True)
         model.to(memory_format=torch.channels_last)

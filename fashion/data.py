@@ -1,6 +1,7 @@
 """Load Fashion-MNIST or the drawn stand-in; split, normalize and augment the images."""
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,33 +134,64 @@ def pad(images: Tensor, shift: int) -> Tensor:
     return F.pad(images, (shift, shift, shift, shift))
 
 
+def view_count(shift: int, flip: bool) -> int:
+    """Return how many views of an image shifts by up to `shift` pixels and mirroring make."""
+    return (2 * shift + 1) ** 2 * (2 if flip else 1)
+
+
+def schedule_views(count: int, views: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw the order in which each image goes through its views.
+
+    In epoch e, an image is shown as view (first + e * step) % views. The steps have no divisor in
+    common with the number of views, so that an image repeats no view before it has shown all.
+
+    Args:
+        count: Number of images.
+        views: Number of views of an image, see view_count.
+        generator: On the device of the result.
+
+    Returns:
+        The first views and the steps, both int64 (count,).
+    """
+    device = generator.device
+    steps = [step for step in range(1, views + 1) if math.gcd(step, views) == 1]
+    first = torch.randint(views, (count,), generator=generator, device=device)
+    chosen = torch.randint(len(steps), (count,), generator=generator, device=device)
+    return first, torch.tensor(steps, device=device)[chosen]
+
+
 def augment(
-    padded: Tensor, indices: Tensor, shifted: float, flip: bool, generator: torch.Generator
+    padded: Tensor,
+    indices: Tensor,
+    views: Tensor,
+    shifted: float,
+    flip: bool,
+    generator: torch.Generator,
 ) -> Tensor:
-    """Crop a batch from padded images, shift a share of them and flip half of them.
+    """Crop a batch from padded images, as the view of each that shifts and mirrors it.
 
     Args:
         padded: uint8 (M, 28 + 2 * shift, 28 + 2 * shift), see pad.
         indices: Which images, int64 (N,).
-        shifted: Share of the images to shift at random, in [0, 1].
-        flip: Whether to flip each image horizontally with probability one half.
+        views: The view of each, int64 (N,), see view_count. If `flip` is set, images are mirrored
+            in odd views, which an image shows in every other epoch (Jordan, arXiv:2404.00498).
+        shifted: Share of the images that are shifted, in [0, 1]; the others are chosen at random.
+        flip: Whether the views include mirror images.
         generator: On the same device.
 
     Returns:
         uint8 (N, 28, 28).
     """
-    count, device = len(indices), indices.device
     # A view of every possible crop: indexing it copies whole rows, not single pixels.
     crops = padded.unfold(1, IMAGE_SIZE, 1).unfold(2, IMAGE_SIZE, 1)
-    offsets = torch.randint(crops.shape[1], (2, count), generator=generator, device=device)
+    side = crops.shape[1]
+    places = views // 2 if flip else views
     if shifted < 1:
-        unshifted = torch.rand(count, generator=generator, device=device) >= shifted
-        offsets.masked_fill_(unshifted, crops.shape[1] // 2)
-    top, left = offsets
-    images = crops[indices, top, left]
+        draws = torch.rand(len(indices), generator=generator, device=indices.device)
+        places = places.masked_fill(draws >= shifted, side**2 // 2)  # the centre
+    images = crops[indices, places // side, places % side]
     if flip:
-        flipped = torch.rand(count, 1, 1, generator=generator, device=device) < 0.5
-        images = torch.where(flipped, images.flip(2), images)
+        images = torch.where((views % 2 == 1)[:, None, None], images.flip(2), images)
     return images
 
 

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from fashion.checkpoint import Checkpoint
 from fashion.data import CLASS_COUNT, IMAGE_SIZE, normalize
 from fashion.evaluation import predict_logits
-from fashion.layers import Network, conv_blocks
+from fashion.layers import ConvBlock, Network, conv_blocks
 
 # Side in pixels of the square that occlusion blacks out: about the width of a strap or a heel.
 OCCLUSION_SIZE = 5
@@ -206,15 +206,17 @@ def class_selectivity(strongest: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (best - others) / np.maximum(best + others, np.finfo(np.float32).tiny)
 
 
-def receptive_field(layer: int, row: int, column: int) -> tuple[int, int, int]:
-    """Return the receptive field (top, left, size), in pixels, of one value after a block.
+def receptive_field(blocks: Sequence[ConvBlock], row: int, column: int) -> tuple[int, int, int]:
+    """Return the receptive field (top, left, size), in pixels, of one value after these blocks.
 
-    Each block's convolution extends the field by one value on every side. Its pooling then joins
-    two neighbours and doubles the distance between values.
+    Each block's convolution extends the field by one value on every side. Without padding, the
+    first field starts at the border instead of outside. Pooling then joins two neighbours and
+    doubles the distance between values.
     """
     size, stride, start = 1, 1, 0
-    for _ in range(layer):
-        start, size = start - stride, size + 3 * stride
+    for block in blocks:
+        padding = int(block.conv.padding[0])
+        start, size = start - padding * stride, size + 3 * stride
         stride *= 2
     return start + stride * row, start + stride * column, size
 
@@ -237,7 +239,8 @@ def find_units(
         layer: Number of the convolution, from 1.
         wanted: Indices of the units; by default, those of the UNITS_SHOWN most selective.
     """
-    block = conv_blocks(checkpoint.model)[layer - 1]
+    blocks = conv_blocks(checkpoint.model)[:layer]
+    block = blocks[-1]
     maxima: list[tuple[Tensor, Tensor]] = []  # of each batch: values and positions (N, K)
     with block.register_forward_hook(lambda *call: maxima.append(call[-1].flatten(2).max(dim=2))):
         _predict(checkpoint, images)
@@ -249,7 +252,7 @@ def find_units(
     for number in map(int, numbers):
         chosen = np.argsort(-strongest[:, number], kind="stable")[:IMAGES_PER_UNIT]
         patches = [
-            receptive_field(layer, int(rows[index, number]), int(columns[index, number]))
+            receptive_field(blocks, int(rows[index, number]), int(columns[index, number]))
             for index in chosen
         ]
         activations = strongest[chosen, number]

@@ -1,7 +1,7 @@
 """What the networks are built from: a base class, a convolutional block, and dropout."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,37 +29,56 @@ class Network(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Convolution, max-pooling, batch norm and ReLU: (N, C, S, S) to (N, K, S // 2, S // 2).
+    """Convolution, max-pooling, batch norm and ReLU: (N, C, S, S) to (N, K, T, T).
 
     Pooling directly follows the convolution, so that batch norm and ReLU, which are limited by
-    memory bandwidth, process a quarter of the values.
+    memory bandwidth, process a quarter of the values. T is S // 2 with padding, S // 2 - 1 without.
 
     Args:
         inputs: Number of input channels C.
         outputs: Number of kernels K.
-        size: Height and width S of the input.
+        padding: Pixels to add on each side: 1 keeps the size S in the convolution, 0 reduces it to
+            S - 2, without the places where a part of the kernel sees nothing.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int) -> None:
+    def __init__(self, inputs: int, outputs: int, padding: int) -> None:
         super().__init__()
-        self.odd = size % 2 == 1
-        padding = 0 if self.odd else KERNEL_SIZE // 2
+        convolution = GreyConv2d if inputs == 1 else nn.Conv2d
         # Batch norm subtracts the mean, so a bias would have no effect.
-        self.conv = nn.Conv2d(inputs, outputs, KERNEL_SIZE, padding=padding, bias=False)
+        self.conv = convolution(inputs, outputs, KERNEL_SIZE, padding=padding, bias=False)
         self.pool = nn.MaxPool2d(2)
         self.norm = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU()
 
-    def convolve(self, maps: Tensor) -> Tensor:
-        """Return the convolution, (N, K, S, S), or (N, K, S - 1, S - 1) if S is odd.
-
-        Pooling would leave out the last row and the last column of maps of odd size.
-        """
-        return self.conv(F.pad(maps, (1, 0, 1, 0)) if self.odd else maps)
-
     def forward(self, maps: Tensor) -> Tensor:
         """Return the feature maps after all four layers."""
-        return self.relu(self.norm(self.pool(self.convolve(maps))))
+        return self.relu(self.norm(self.pool(self.conv(maps))))
+
+
+class GreyConv2d(nn.Conv2d):
+    """Convolution of images with one channel, without bias, as one matrix product per image.
+
+    On a CPU, torch computes the gradient of such kernels several times more slowly than by matrix
+    products. Other devices use torch's convolution.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, 1, H, W) to feature maps (N, K, H', W'), channels last in memory."""
+        if images.device.type != "cpu":
+            return super().forward(images)
+        vertical, horizontal = cast(tuple[int, int], self.padding)
+        padded = F.pad(images.squeeze(1), (horizontal, horizontal, vertical, vertical))
+        height, width = (
+            size - kernel + 1
+            for size, kernel in zip(padded.shape[1:], self.kernel_size, strict=True)
+        )
+        # Views of the image moved by each place in the kernel; flattening copies them.
+        patches = padded.unfold(1, height, 1).unfold(2, width, 1).flatten(1, 2).flatten(2)
+        # One copy of the kernels for each image: without them, torch would multiply all patches at
+        # once for the gradient, which is slow for a few rows of many thousand columns.
+        kernels = self.weight.flatten(1).T.expand(len(images), -1, -1)
+        maps = torch.bmm(patches.transpose(1, 2), kernels)
+        return maps.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 def conv_blocks(model: nn.Module) -> list[ConvBlock]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 # layers in neural networks", 2024, https://kellerjordan.github.io/posts/muon). Its steep slope at
 # zero makes small singular values grow fast; in exchange they end near 1, not exactly at it.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-ITERATIONS = 5
+# Five are usual. Three take less time and train the CNN as well.
+ITERATIONS = 3
 EPSILON = 1e-7  # keeps a gradient of zeros from becoming NaN
 
 
@@ -38,7 +39,7 @@ class Muon(torch.optim.Optimizer):
         precision: torch.dtype,
     ) -> None:
         super().__init__(parameters, {"lr": learning_rate, "momentum": momentum})
-        self.precision = precision
+        self.precision, self.iterations = precision, ITERATIONS
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -50,7 +51,7 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(weight)
                 state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
                 update = weight.grad.lerp(state["momentum"], group["momentum"])
-                matrix = orthogonalize(update.flatten(1), self.precision)
+                matrix = orthogonalize(update.flatten(1), self.precision, self.iterations)
                 # Compensates for matrices with more outputs than inputs: every output moves
                 # equally far.
                 outputs, inputs = matrix.shape
@@ -58,22 +59,24 @@ class Muon(torch.optim.Optimizer):
                 weight.add_(matrix.view(weight.shape), alpha=-size)
 
 
-def orthogonalize(matrix: Tensor, precision: torch.dtype) -> Tensor:
+def orthogonalize(matrix: Tensor, precision: torch.dtype, iterations: int = ITERATIONS) -> Tensor:
     """Return a matrix with the same singular vectors and all singular values near 1.
 
     The Newton-Schulz iteration needs matrix products only; a singular value decomposition would
-    take far longer. Singular values end between 0.7 and 1.2; values that start near zero end lower.
+    take far longer. After five iterations, singular values end between 0.7 and 1.2; after three,
+    those that began below a hundredth of the matrix's norm end lower.
 
     Args:
         matrix: (outputs, inputs).
         precision: Data type of the products and of the result.
+        iterations: Number of iterations.
     """
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if tall else matrix).to(precision)
     # The Frobenius norm is at least the largest singular value, which must not exceed 1.
     x = x / (x.norm() + EPSILON)
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         square = x @ x.T
         x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x.T if tall else x

@@ -19,9 +19,10 @@ class Recipe:
             linearly to zero afterwards.
         label_smoothing: Share of each label that is spread over all classes, in [0, 1) (Szegedy et
             al., arXiv:1512.00567).
-        shift: Largest shift of an image in pixels, horizontally and vertically.
+        shift: Largest shift of an image in pixels, horizontally and vertically. Images show all
+            shifts, and their mirror images, in turn; see schedule_views in data.py.
         shifted: Share of the images that are shifted, in [0, 1].
-        flip: Whether each image is mirrored with probability one half.
+        flip: Whether each image is mirrored in every other epoch.
         cutout: Side in pixels of a black square at a random place in each image; 0 for none
             (DeVries and Taylor, arXiv:1708.04552).
         ema_steps: Window of the exponential moving average of the weights, in steps, limited to a

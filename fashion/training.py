@@ -21,7 +21,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fashion.checkpoint import load_state, save_state
-from fashion.data import CLASS_NAMES, Dataset, augment, cut_out, normalize, pad
+from fashion.data import (
+    CLASS_NAMES,
+    Dataset,
+    augment,
+    cut_out,
+    normalize,
+    pad,
+    schedule_views,
+    view_count,
+)
 from fashion.environment import (
     autocast,
     collect_versions,
@@ -165,6 +174,10 @@ class Trainer:
         self.schedules = [LambdaLR(optimizer, factor) for optimizer in self.optimizers]
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.padded = pad(dataset.images, recipe.shift)
+        self._view_count = view_count(recipe.shift, recipe.flip)
+        self._first_views, self._view_steps = schedule_views(
+            len(dataset.images), self._view_count, self.generator
+        )
 
         self.history: list[dict[str, float]] = []
         self.epoch_seconds: list[float] = []
@@ -207,10 +220,18 @@ class Trainer:
         order = torch.randperm(len(indices), generator=self.generator, device=self.device)
         order = order[: self.steps_per_epoch * self.batch_size]
         for chosen in indices[order].split(self.batch_size):
-            images = augment(self.padded, chosen, recipe.shifted, recipe.flip, self.generator)
+            views = self.choose_views(chosen)
+            images = augment(
+                self.padded, chosen, views, recipe.shifted, recipe.flip, self.generator
+            )
             if recipe.cutout:
                 images = cut_out(images, recipe.cutout, self.generator)
             yield images, self.dataset.labels[chosen]
+
+    def choose_views(self, indices: Tensor) -> Tensor:
+        """Return the views, int64 (N,), in which this epoch shows these images; see augment."""
+        passed = len(self.history) * self._view_steps[indices]
+        return (self._first_views[indices] + passed) % self._view_count
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch: update the weights, then the learning rate, then the average.

@@ -80,8 +80,8 @@ def test_torch_dropout_replaces_ours(small_folder):
     assert len(layers) == 4 and not any(isinstance(layer, Dropout) for layer in layers)
 
 
-@pytest.mark.parametrize("change", [ablation.pool_last, ablation.compute_all_places])
-def test_order_and_places_of_the_convolution_do_not_change_the_logits(small_folder, change):
+@pytest.mark.parametrize("change", [ablation.pool_last, ablation.use_torch_convolution])
+def test_order_and_kind_of_the_convolution_do_not_change_the_logits(small_folder, change):
     trainer = make_trainer("cnn", small_folder)
     arguments = trainer.dataset.images[:20], 0.3, 0.3
     first = predict_logits(trainer.model, *arguments)
@@ -92,7 +92,24 @@ def test_order_and_places_of_the_convolution_do_not_change_the_logits(small_fold
     change(trainer)
     # Batch norm with positive scales and ReLU preserve the order of values, and so the maximum.
     assert torch.allclose(predict_logits(trainer.model, *arguments), first, atol=1e-5)
-    assert sizes[0] == {ablation.pool_last: 6, ablation.compute_all_places: 3}[change]
+    assert sizes[0] == (6 if change is ablation.pool_last else 3)
+
+
+def test_random_views_repeat_some_before_all_are_shown(small_folder):
+    trainer = make_trainer("cnn", small_folder)
+    indices = trainer.dataset.train_indices
+    in_turn = trainer.choose_views(indices)
+    assert in_turn.equal(trainer.choose_views(indices))
+    ablation.draw_views(trainer)
+    first, second = trainer.choose_views(indices), trainer.choose_views(indices)
+    assert first.min() == 0 and first.max() == 17 and not first.equal(second)
+
+
+def test_longer_iterations_reach_the_optimizer(small_folder):
+    trainer = make_trainer("cnn", small_folder)
+    before = trainer.optimizers[0].iterations
+    ablation.iterate_longer(trainer)
+    assert before == 3 and trainer.optimizers[0].iterations == 5
 
 
 def test_float32_reaches_the_optimizer(small_folder):

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from cnn import CNN
 from fashion.checkpoint import (
+    SUFFIX,
     load_models,
     load_recording,
     load_state,
@@ -25,7 +26,7 @@ from models import MODELS
 
 ARGUMENTS = {
     "ffn": {"widths": [64, 48, 32, 16], "dropout": 0.125},
-    "cnn": {"channels": [4, 8, 8], "widths": [32, 16], "dropout": 0.125},
+    "cnn": {"channels": [4, 8, 8], "widths": [32, 16], "dropout": 0.125, "padding": [1, 0, 1]},
 }
 
 
@@ -185,3 +186,16 @@ def test_recording_belongs_to_the_model_with_its_last_kernels(tmp_path):
     assert recording.kernels.equal(torch.stack([torch.zeros_like(last), last]))
     assert load_recording(path, other) is None
     assert load_recording(tmp_path / "missing.safetensors", model) is None
+
+
+@pytest.mark.parametrize("missing", ["temperature", "padding"])
+def test_weights_of_an_earlier_version_are_named(tmp_path, trainers, missing):
+    path = tmp_path / f"cnn{SUFFIX}"
+    save_weights(path, score(trainers["cnn"], "cnn"))
+    tensors, metadata = load_tensors(path)
+    metadata.pop(missing, None)
+    metadata["arguments"].pop(missing, None)
+    save_tensors(path, tensors, metadata)
+    with pytest.raises(UsageError, match="earlier version") as caught:
+        load_weights(path, CNN)
+    assert str(path) in str(caught.value)

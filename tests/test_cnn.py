@@ -16,17 +16,24 @@ def test_three_convolutional_blocks_and_three_linear_layers():
     ]
 
 
-def test_feature_maps_shrink_from_28_to_14_to_7_to_3():
+def test_feature_maps_shrink_from_28_to_14_to_6_to_3():
     maps, sizes = torch.randn(2, 1, 28, 28), []
     for block in CNN().blocks:
         maps = block(maps)
         sizes.append(tuple(maps.shape[2:]))
-    assert sizes == [(14, 14), (7, 7), (3, 3)]
+    assert sizes == [(14, 14), (6, 6), (3, 3)]
 
 
 def test_channels_widths_and_dropout_are_arguments():
-    model = CNN(channels=(4, 5, 6), widths=(20, 12), dropout=0.5)
-    assert model.arguments == {"channels": [4, 5, 6], "widths": [20, 12], "dropout": 0.5}
+    model = CNN(channels=(4, 5, 6), widths=(20, 12), dropout=0.5, padding=(1, 1, 0))
+    assert model.arguments == {
+        "channels": [4, 5, 6],
+        "widths": [20, 12],
+        "dropout": 0.5,
+        "padding": [1, 1, 0],
+    }
+    assert [block.conv.padding for block in model.blocks] == [(1, 1), (1, 1), (0, 0)]
+    assert model(torch.randn(2, 1, 28, 28)).shape == (2, 10)
     assert [block.conv.out_channels for block in model.blocks] == [4, 5, 6]
     linear = [layer for layer in model.classifier if isinstance(layer, nn.Linear)]
     assert [layer.out_features for layer in linear] == [20, 12, 10]
@@ -42,6 +49,8 @@ def test_channels_widths_and_dropout_are_arguments():
         ("widths", ()),
         ("widths", (8, 8, 8)),
         ("widths", (8, 0)),
+        ("padding", (1, 1)),
+        ("padding", (1, 2, 1)),
         ("dropout", -0.1),
         ("dropout", 1.0),
         ("dropout", float("nan")),

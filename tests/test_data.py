@@ -96,33 +96,56 @@ def test_mean_and_deviation_are_those_of_the_training_part(small_folder):
 # Augmenting
 
 
-def test_augmented_images_are_shifted_and_flipped_copies():
+def test_views_are_all_shifts_and_their_mirror_images():
     image = torch.randint(1, 256, (28, 28), dtype=torch.uint8)
     padded = data.pad(image[None], 2)
-    generator = torch.Generator().manual_seed(0)
-    batch = data.augment(padded, torch.zeros(400, dtype=torch.int64), 1.0, True, generator)
+    views = torch.arange(data.view_count(2, flip=True))
+    batch = data.augment(padded, torch.zeros_like(views), views, 1.0, True, torch.Generator())
     crops = [padded[0, y : y + 28, x : x + 28] for y in range(5) for x in range(5)]
-    expected = {
-        copy.numpy().tobytes() for crop in crops for copy in (crop, crop.flip(1).contiguous())
-    }
-    assert {image.numpy().tobytes() for image in batch} == expected
+    expected = [copy for crop in crops for copy in (crop, crop.flip(1))]
+    assert batch.equal(torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("shift", "flip"), [(0, False), (0, True), (1, False), (1, True), (2, True)]
+)
+def test_images_go_through_all_views_in_different_orders(shift, flip):
+    views = data.view_count(shift, flip)
+    generator = torch.Generator().manual_seed(0)
+    first, steps = data.schedule_views(300, views, generator)
+    shown = (first + torch.arange(views)[:, None] * steps) % views
+    assert shown.sort(dim=0).values.equal(torch.arange(views)[:, None].expand(-1, 300))
+    if views > 2:
+        assert len(shown.unique(dim=1).T) > views
+    if flip:  # mirrored in every other epoch
+        assert ((shown[1:] - shown[:-1]) % 2 == 1).all()
 
 
 @pytest.mark.parametrize("shifted", [0, 0.3, 1])
 def test_only_the_given_share_is_shifted(shifted):
     image = torch.randint(1, 256, (28, 28), dtype=torch.uint8)
-    padded, indices = data.pad(image[None], 1), torch.zeros(5000, dtype=torch.int64)
-    generator = torch.Generator().manual_seed(0)
-    batch = data.augment(padded, indices, shifted, False, generator)
+    padded, indices = data.pad(image[None], 1), torch.zeros(9000, dtype=torch.int64)
+    generator, views = torch.Generator().manual_seed(0), torch.arange(9000) % 9
+    batch = data.augment(padded, indices, views, shifted, False, generator)
     unmoved = (batch == image).all((1, 2)).float().mean().item()
     # One of the nine offsets is zero.
     assert unmoved == pytest.approx(1 - shifted * 8 / 9, abs=0.03)
 
 
+def test_images_that_are_not_shifted_are_mirrored_all_the_same():
+    image = torch.randint(1, 256, (28, 28), dtype=torch.uint8)
+    views = torch.arange(18)
+    batch = data.augment(
+        data.pad(image[None], 1), torch.zeros_like(views), views, 0.0, True, torch.Generator()
+    )
+    assert batch.equal(torch.stack([image, image.flip(1)] * 9))
+
+
 def test_without_shift_and_flip_augmentation_only_selects():
     images = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
     indices = torch.tensor([3, 1, 3])
-    batch = data.augment(data.pad(images, 0), indices, 1.0, False, torch.Generator())
+    views = torch.zeros_like(indices)
+    batch = data.augment(data.pad(images, 0), indices, views, 1.0, False, torch.Generator())
     assert batch.equal(images[indices])
 
 
@@ -142,5 +165,7 @@ def test_random_numbers_come_from_the_given_generator_alone():
     before = torch.get_rng_state()
     images = torch.zeros(5, 30, 30, dtype=torch.uint8)
     generator = torch.Generator().manual_seed(3)
-    data.cut_out(data.augment(images, torch.arange(5), 0.5, True, generator), 7, generator)
+    views, _ = data.schedule_views(5, 18, generator)
+    batch = data.augment(images, torch.arange(5), views, 0.5, True, generator)
+    data.cut_out(batch, 7, generator)
     assert torch.get_rng_state().equal(before)

@@ -24,7 +24,7 @@ class Small(Network):
     def __init__(self, width: int = 16) -> None:
         super().__init__()
         self.arguments = {"width": width}
-        self.block = ConvBlock(1, 4, 28)
+        self.block = ConvBlock(1, 4, 1)
         hidden = nn.Sequential(nn.Linear(4 * 14**2, width), nn.ReLU())
         self.head = nn.Sequential(hidden, nn.Sequential(nn.Linear(width, 12), nn.ReLU()))
         self.output = nn.Linear(12, 10)
@@ -155,7 +155,7 @@ def test_pooled_rectified_maps_equal_activations_where_batch_norm_has_a_positive
 
 @pytest.mark.parametrize(
     ("network", "sides", "widths"),
-    [(FFN, [], [512, 256, 128, 64]), (CNN, [28, 14, 6], [256, 128]), (Small, [28], [16, 12])],
+    [(FFN, [], [512, 256, 128, 64]), (CNN, [28, 12, 6], [256, 128]), (Small, [28], [16, 12])],
 )
 def test_progression_covers_all_blocks_and_hidden_layers(image, network, sides, widths):
     checkpoint = make_checkpoint(network)
@@ -175,16 +175,17 @@ def test_progression_covers_all_blocks_and_hidden_layers(image, network, sides, 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
 def test_receptive_field_contains_exactly_the_pixels_with_a_gradient(cnn, layer):
-    side = 28 // 2**layer
+    side = {1: 14, 2: 6, 3: 3}[layer]
+    blocks = conv_blocks(cnn.model)[:layer]
     for row, column in ((0, 0), (side // 2, side - 1)):
         image = torch.randn(1, 1, 28, 28, requires_grad=True)
         # Unlike max-pooling and ReLU, mean-pooling passes gradients to all pixels.
         maps = image
-        for block in conv_blocks(cnn.model)[:layer]:
-            maps = nn.functional.avg_pool2d(block.convolve(maps), 2)
+        for block in blocks:
+            maps = nn.functional.avg_pool2d(block.conv(maps), 2)
         maps[0, :, row, column].abs().sum().backward()
         reached = image.grad[0, 0].nonzero()
-        top, left, size = explain.receptive_field(layer, row, column)
+        top, left, size = explain.receptive_field(blocks, row, column)
         assert reached.amin(0).tolist() == [max(top, 0), max(left, 0)]
         assert reached.amax(0).tolist() == [min(top + size, 28) - 1, min(left + size, 28) - 1]
 
@@ -209,8 +210,8 @@ def test_units_are_ordered_by_selectivity_with_their_most_activating_images(cnn,
         assert highest[unit.images] == pytest.approx(unit.activations, abs=1e-4)
         assert np.sort(highest)[::-1][:9] == pytest.approx(unit.activations, abs=1e-4)
         for index, patch in zip(unit.images, unit.patches, strict=True):
-            place = np.unravel_index(maps[index].argmax(), (7, 7))
-            assert patch == explain.receptive_field(2, *map(int, place))
+            place = np.unravel_index(maps[index].argmax(), (6, 6))
+            assert patch == explain.receptive_field(conv_blocks(cnn.model)[:2], *map(int, place))
 
 
 def test_requested_units_keep_their_order(images):

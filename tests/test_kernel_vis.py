@@ -131,7 +131,7 @@ def test_layer_and_after_select_the_feature_maps(small_data, figures, trained_fo
     assert run(trained_folder / "cnn.safetensors", tmp_path, *options) == 0
     figure = figures["image_transform_grid.png"]
     _, *maps = (axes.images[0].get_array() for axes in figure.axes if axes.images)
-    assert len(maps) == 64 and maps[0].shape == (14, 14)
+    assert len(maps) == 64 and maps[0].shape == (12, 12)
     assert all((values >= 0).all() for values in maps)
     assert "convolution 2 after batch norm and ReLU" in figure.get_suptitle()
 

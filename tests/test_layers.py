@@ -6,6 +6,7 @@ from torch import nn
 from fashion.layers import (
     ConvBlock,
     Dropout,
+    GreyConv2d,
     check_image_shape,
     conv_blocks,
     count_parameters,
@@ -61,9 +62,10 @@ def test_dropout_keeps_the_data_type():
 # Convolutional blocks
 
 
-@pytest.mark.parametrize("size", [14, 7])
-def test_conv_block_is_convolution_pooling_batch_norm_and_relu(size):
-    block = ConvBlock(3, 5, size).eval()
+@pytest.mark.parametrize("inputs", [1, 3])
+@pytest.mark.parametrize(("padding", "size"), [(1, 7), (0, 6)])
+def test_conv_block_is_convolution_pooling_batch_norm_and_relu(inputs, padding, size):
+    block = ConvBlock(inputs, 5, padding).eval()
     for tensor, value in (
         (block.norm.weight, -2.0),  # so that the order of the layers matters
         (block.norm.bias, 0.5),
@@ -71,17 +73,34 @@ def test_conv_block_is_convolution_pooling_batch_norm_and_relu(size):
         (block.norm.running_var, 4.0),
     ):
         tensor.detach().fill_(value)
-    images = torch.randn(4, 3, size, size)
-    assert block.conv.weight.shape == (5, 3, 3, 3) and block.conv.bias is None
-    pooled = F.max_pool2d(F.conv2d(images, block.conv.weight, padding=1), 2)
-    assert pooled.shape == (4, 5, size // 2, size // 2)
-    assert block.convolve(images).shape == (4, 5, size // 2 * 2, size // 2 * 2)
+    images = torch.randn(4, inputs, 14, 14)
+    assert block.conv.weight.shape == (5, inputs, 3, 3) and block.conv.bias is None
+    pooled = F.max_pool2d(F.conv2d(images, block.conv.weight, padding=padding), 2)
+    assert pooled.shape == (4, 5, size, size)
     expected = (0.5 - (pooled - 0.25)).relu()
     torch.testing.assert_close(block(images), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("padding", [0, 1, (2, 0)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_convolution_of_grey_images_and_its_gradient_are_those_of_torch(padding, memory_format):
+    images = torch.randn(6, 1, 9, 7).to(memory_format=memory_format)
+    ours, theirs = (
+        kind(1, 4, 3, padding=padding, bias=False).to(memory_format=memory_format)
+        for kind in (GreyConv2d, nn.Conv2d)
+    )
+    theirs.load_state_dict(ours.state_dict())
+    maps, expected = ours(images), theirs(images)
+    torch.testing.assert_close(maps, expected)
+    assert maps.is_contiguous(memory_format=torch.channels_last)
+    gradient = torch.randn_like(maps)
+    maps.backward(gradient)
+    expected.backward(gradient)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, atol=1e-4, rtol=1e-4)
+
+
 def test_conv_blocks_are_listed_from_input_to_output():
-    blocks = [ConvBlock(1, 2, 8), ConvBlock(2, 3, 4), ConvBlock(3, 4, 2)]
+    blocks = [ConvBlock(1, 2, 1), ConvBlock(2, 3, 0), ConvBlock(3, 4, 1)]
     model = nn.Sequential(blocks[0], nn.Sequential(blocks[1], nn.ReLU()), blocks[2])
     assert conv_blocks(model) == blocks
     assert conv_blocks(nn.Linear(2, 3)) == []

@@ -9,13 +9,19 @@ from fashion.muon import Muon, orthogonalize
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_singular_values_end_near_one_and_singular_vectors_stay(shape, precision):
     matrix = torch.randn(shape)
-    result = orthogonalize(matrix, precision)
+    result = orthogonalize(matrix, precision, 5)
     assert result.shape == matrix.shape and result.dtype == precision
     values = torch.linalg.svdvals(result.float())
     assert values.min() > 0.65 and values.max() < 1.25
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     inner = u.T @ result.float() @ v.T
     assert (inner - inner.diagonal().diag()).abs().max() < 0.05
+
+
+def test_three_iterations_leave_only_small_singular_values_below_one_half():
+    values = torch.tensor([1.0, 0.3, 0.1, 0.02, 0.001])
+    after = torch.linalg.svdvals(orthogonalize(values.diag() @ torch.eye(5, 9), torch.float32))
+    assert (after[:4] > 0.5).all() and (after < 1.3).all() and after[4] < 0.1
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])

@@ -155,6 +155,19 @@ def test_batches_are_augmented_as_the_recipe_says(dataset):
     assert plain.any() and not black.any()
 
 
+def test_images_show_all_views_before_they_repeat_one(dataset):
+    trainer = make_trainer("ffn", dataset, shift=1, flip=True)
+    shown = []
+    for epoch in range(18):
+        trainer.history = [{}] * epoch
+        shown.append(trainer.choose_views(dataset.train_indices))
+    assert (
+        torch.stack(shown)
+        .sort(0)
+        .values.equal(torch.arange(18)[:, None].expand(-1, len(dataset.train_indices)))
+    )
+
+
 def test_fewer_images_than_a_batch_are_one_batch(dataset):
     few = replace(dataset, train_indices=dataset.train_indices[:5])
     trainer = make_trainer("cnn", few, epochs=1)

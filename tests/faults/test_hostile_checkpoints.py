@@ -30,7 +30,7 @@ from fashion.files import UsageError
 from fashion.runs import find_run, save_run, score
 from fashion.training import Trainer
 
-MODEL = {"channels": [4, 6, 8], "widths": [16, 12], "dropout": 0.1}
+MODEL = {"channels": [4, 6, 8], "widths": [16, 12], "dropout": 0.1, "padding": [1, 0, 1]}
 WEIGHT = "blocks.0.conv.weight"
 
 
