@@ -241,11 +241,15 @@ def find_units(
     """
     blocks = conv_blocks(checkpoint.model)[:layer]
     block = blocks[-1]
-    maxima: list[tuple[Tensor, Tensor]] = []  # of each batch: values and positions (N, K)
-    with block.register_forward_hook(lambda *call: maxima.append(call[-1].flatten(2).max(dim=2))):
+    maxima: list[tuple[Tensor, Tensor, Tensor]] = []  # of each batch: values, rows, columns (N, K)
+
+    def store(_: nn.Module, __: tuple[Tensor, ...], maps: Tensor) -> None:
+        values, places = maps.flatten(2).max(dim=2)
+        maxima.append((values, places // maps.shape[-1], places % maps.shape[-1]))
+
+    with block.register_forward_hook(store):
         _predict(checkpoint, images)
-    strongest, positions = (torch.cat(batches).numpy() for batches in zip(*maxima, strict=True))
-    rows, columns = np.divmod(positions, IMAGE_SIZE // 2**layer)
+    strongest, rows, columns = (torch.cat(batches).numpy() for batches in zip(*maxima, strict=True))
     selectivity = class_selectivity(strongest, labels.numpy())
     numbers = np.argsort(-selectivity, kind="stable")[:UNITS_SHOWN] if wanted is None else wanted
     units = []
