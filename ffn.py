@@ -12,15 +12,15 @@ from fashion.recipe import Recipe
 
 LAYER_COUNT = 5
 
-# Chosen on the validation images for the best accuracy in about a minute on two CPU cores.
+# Chosen on the validation images for the best accuracy in less than two minutes on two CPU cores.
 RECIPE = Recipe(
-    epochs=120,  # an epoch takes about half a second
-    batch_size=1024,  # large matrix products are fast; larger batches are no faster
-    # Muon learns more per epoch, but its own products take longer than all others here. In the same
-    # time, AdamW learns as much with a network half as wide.
-    optimizer="adamw",
-    learning_rate=4e-3,
-    weight_decay=0.01,  # AdamW's default
+    epochs=45,
+    # Muon's own products take as long as the others with batches of 1,024. With larger batches they
+    # matter less, and it learns as much per epoch.
+    batch_size=2048,
+    optimizer="muon",  # in the same time, AdamW with batches of 1,024 is 0.25 points behind
+    learning_rate=0.03,  # 0.04 and 0.06 are no better
+    weight_decay=0.01,  # AdamW's default; biases, batch norm and the output layer only
     warmup=0.1,  # early gradients mostly show what all images have in common
     label_smoothing=0.05,  # some labels are wrong; smoothing also lowers overconfidence
     # A network without locality sees a shifted image as a different one. Shifting a share of the
@@ -29,14 +29,15 @@ RECIPE = Recipe(
     shifted=0.7,
     flip=True,  # mirrored clothes keep their class
     cutout=0,
-    ema_steps=100,  # two epochs: smooth, and close to the last weights
+    ema_steps=100,
 )
-# A few epochs do not overfit: no augmentation, little dropout. More steps of half the size learn
-# as much in five epochs as full batches in eight.
+# A few epochs do not overfit: no augmentation, little dropout. Many small steps learn most.
 QUICK_RECIPE = replace(
     RECIPE,
-    epochs=5,
+    epochs=3,
     batch_size=512,
+    optimizer="adamw",
+    learning_rate=4e-3,
     shifted=0.0,
     flip=False,
     model={"dropout": 0.05},

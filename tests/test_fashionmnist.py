@@ -475,7 +475,7 @@ def test_help_names_defaults(capsys):
         run("--help")
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    assert "default: outputs" in printed and "ffn 120, cnn 32" in " ".join(printed.split())
+    assert "default: outputs" in printed and "ffn 45, cnn 20" in " ".join(printed.split())
 
 
 # Results that are already in the output folder
