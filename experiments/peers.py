@@ -89,6 +89,11 @@ def train_torch(name: str, images: Images, precision: torch.dtype) -> Epochs:
         yield seconds, (torch.cat(guesses) == test_y).double().mean().item()
 
 
+def _convolutions(arguments: dict[str, Any]) -> Iterator[tuple[int, int]]:
+    """Yield the kernels and the padding of each convolution of a network with these arguments."""
+    yield from zip(arguments.get("channels", ()), arguments.get("padding", ()), strict=True)
+
+
 def train_keras(name: str, images: Images, precision: torch.dtype) -> Epochs:
     """Train with Keras on TensorFlow."""
     os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -100,8 +105,9 @@ def train_keras(name: str, images: Images, precision: torch.dtype) -> Epochs:
         keras.mixed_precision.set_global_policy("mixed_bfloat16")
     arguments = MODELS[name](**MODELS[name].recipe.model).arguments
     model = keras.Sequential([keras.Input((IMAGE_SIZE, IMAGE_SIZE, 1))])
-    for channels in arguments.get("channels", ()):
-        model.add(layers.Conv2D(channels, KERNEL_SIZE, padding="same", use_bias=False))
+    for channels, pixels in _convolutions(arguments):
+        padding = "same" if pixels else "valid"
+        model.add(layers.Conv2D(channels, KERNEL_SIZE, padding=padding, use_bias=False))
         for layer in (layers.MaxPooling2D(), layers.BatchNormalization(), layers.ReLU()):
             model.add(layer)
     model.add(layers.Flatten())
@@ -140,12 +146,20 @@ def train_flax(name: str, images: Images, precision: torch.dtype) -> Epochs:
         def __init__(self, rngs: nnx.Rngs) -> None:
             self.convs, self.norms = nnx.List(), nnx.List()
             self.linears, inputs, size = nnx.List(), 1, IMAGE_SIZE
-            for channels in arguments.get("channels", ()):
+            for channels, padding in _convolutions(arguments):
                 self.convs.append(
-                    nnx.Conv(inputs, channels, kernel, use_bias=False, dtype=dtype, rngs=rngs)
+                    nnx.Conv(
+                        inputs,
+                        channels,
+                        kernel,
+                        padding=padding,
+                        use_bias=False,
+                        dtype=dtype,
+                        rngs=rngs,
+                    )
                 )
                 self.norms.append(nnx.BatchNorm(channels, dtype=dtype, rngs=rngs))
-                inputs, size = channels, size // 2
+                inputs, size = channels, (size + 2 * padding - KERNEL_SIZE + 1) // 2
             inputs *= size**2
             for width in arguments["widths"]:
                 biased = bool(self.convs)
