@@ -31,11 +31,12 @@ RECIPE = Recipe(
     cutout=0,
     ema_steps=100,
 )
-# A few epochs do not overfit: no augmentation, little dropout. Many small steps learn most.
+# A few epochs do not overfit: no augmentation, little dropout. Small batches give them more steps.
+# Per second, AdamW learns most at first.
 QUICK_RECIPE = replace(
     RECIPE,
     epochs=3,
-    batch_size=512,
+    batch_size=256,
     optimizer="adamw",
     learning_rate=4e-3,
     shifted=0.0,
