@@ -298,14 +298,15 @@ def parse_options(
         default=list(recipes),
         help="models to train, in this order (default: all)",
     )
+    cli.add_run_options(parser)
     cli.add_out_option(parser, "all results")
-    cli.add_data_options(parser.add_argument_group("data"))
-    training = parser.add_argument_group("training")
-    cli.add_recipe_options(training, recipes)
-    cli.add_run_options(training)
     parser.add_argument(
         "--summary", action="store_true", help="print the layers of the models and exit"
     )
+    cli.add_data_options(parser.add_argument_group("data"))
+    training = parser.add_argument_group("training")
+    cli.add_recipe_options(training, recipes)
+    cli.add_training_options(training)
     training.add_argument(
         "--deterministic",
         action="store_true",

@@ -182,7 +182,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UsageError: If an argument is unknown or malformed.
     """
-    parser = cli.Parser("predict.py", "Classify your own pictures with the trained networks.")
+    description = "Classify your own pictures with the trained networks."
+    parser = cli.Parser("predict.py", description, "[options] PICTURE ...")
     help_pictures = "picture files, folders of them, or - for one from standard input"
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=help_pictures)
     parser.add_argument(

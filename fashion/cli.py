@@ -86,8 +86,10 @@ def advise(
 class Parser(argparse.ArgumentParser):
     """A parser that reports mistakes as UsageError and accepts no abbreviated options."""
 
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=f"python {prog}", description=description, allow_abbrev=False)
+    def __init__(self, prog: str, description: str, usage: str = "[options]") -> None:
+        prog = f"python {prog}"
+        usage = f"{prog} {usage}"  # the help lists the options
+        super().__init__(prog, usage, description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
@@ -124,6 +126,7 @@ def web_address(text: str) -> str:
 # The upper limits are the largest values that make sense; larger ones are typing errors. Batch norm
 # needs two images; Fashion-MNIST has 55,000 to train on.
 image_count = number_type(int, 2, 55_000)
+MAX_RUNS = 10_000
 RECIPE_OPTIONS = (  # option, setting of the recipe, type, help
     ("--epochs", "epochs", number_type(int, 1, 100_000), "passes over the training images"),
     ("--batch-size", "batch_size", image_count, "images per step"),
@@ -200,15 +203,18 @@ def change_recipe(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
 
 
 def add_run_options(parser: argparse._ActionsContainer) -> None:
-    """Add the options of a training that are not part of a recipe."""
-    max_runs = 10_000
-    max_seed = 2**63 - 1 - max_runs  # the limit of torch's generators, less the runs
-    _add_option(parser, "--seed", type=number_type(int, 0, max_seed), default=0, metavar="N")
-    _add_option(parser, "--runs", type=number_type(int, 1, max_runs), default=1, metavar="N")
-    add_device_option(parser)
-    _add_option(parser, "--precision", choices=PRECISIONS, default="auto")
+    """Add the options that say which runs to do, and what to do with an interrupted one."""
+    _add_option(parser, "--runs", type=number_type(int, 1, MAX_RUNS), default=1, metavar="N")
     _add_option(parser, "--resume", action="store_true")
     _add_option(parser, "--overwrite", action="store_true")
+
+
+def add_training_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options of a training that are not part of a recipe."""
+    max_seed = 2**63 - 1 - MAX_RUNS  # the limit of torch's generators, less the runs
+    _add_option(parser, "--seed", type=number_type(int, 0, max_seed), default=0, metavar="N")
+    add_device_option(parser)
+    _add_option(parser, "--precision", choices=PRECISIONS, default="auto")
 
 
 def check_previous_results(arguments: argparse.Namespace, state_paths: Iterable[Path]) -> None:
