@@ -340,7 +340,7 @@ def resume_file(dataset, tmp_path_factory):
     [
         ("epochs", {"epochs": 4}),
         ("batch_size", {"batch_size": 32}),
-        ("optimizer", {"optimizer": "muon"}),
+        ("optimizer", {"optimizer": "adamw"}),
         ("learning_rate", {"learning_rate": 0.1}),
         ("weight_decay", {"weight_decay": 0.5}),
         ("warmup", {"warmup": 0.5}),
