@@ -10,10 +10,11 @@ from torch import Tensor
 
 from experiments.distortions import DISTORTIONS
 from fashion.data import CLASS_NAMES, Dataset
-from fashion.plots import Style, format_percent, make_figure, styled
+from fashion.plots import GREY, Style, format_percent, make_figure, styled
 
-SAMPLE_CLASS = "Pullover"  # of the image that shows the distortions; its sleeves make them visible
+SAMPLE_CLASS = "Ankle boot"  # of the image that shows the distortions; it has a direction
 PANEL_COLUMNS = 4
+SPREAD = "Bands and bars: one standard\ndeviation over the seeds"
 
 
 @styled()
@@ -31,8 +32,7 @@ def draw_robustness(
         names = [name for name in measured if name in styles]
         for name in names:
             draw_band(axes, range(len(each.levels)), measured[name], styles[name])
-        axes.set_title(each.name.capitalize(), loc="left")
-        axes.set_xlabel(each.unit, labelpad=32)
+        axes.set_title(f"{each.name.capitalize()}: {each.unit}", loc="left")
         axes.set_xticks(range(len(each.levels)), [f"{level:g}" for level in each.levels])
         draw_samples(axes, [each.apply(sample, level)[0] for level in each.levels])
         axes.set_ylim(0, 1)
@@ -42,7 +42,7 @@ def draw_robustness(
     handles, labels = panels[0].get_legend_handles_labels()
     for axes in panels[len(DISTORTIONS) :]:
         axes.axis("off")
-    panels[len(DISTORTIONS)].legend(handles, labels, loc="center", fontsize=12)
+    panels[len(DISTORTIONS)].legend(handles, labels, loc="center", fontsize=12, title=SPREAD)
     return figure
 
 
@@ -68,6 +68,7 @@ def draw_causes(
     draw_samples(locality, [dataset.test_images[index], permuted[index]])
     _draw_sizes(data, result["data"], styles)
     _draw_resized(size, result["size"], styles)
+    figure.supxlabel(SPREAD.replace("\n", " "), fontsize=9, color=GREY)
     return figure
 
 
