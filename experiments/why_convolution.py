@@ -143,7 +143,11 @@ def change_dataset(dataset: Dataset, variant: Variant, seed: int) -> Dataset:
         order = torch.randperm(len(dataset.train_indices), generator=generator)
         chosen = dataset.train_indices[order[: variant.images].to(dataset.images.device)]
         mean, std = pixel_statistics(dataset.images[chosen])
-        dataset = replace(dataset, train_indices=chosen, mean=mean, std=std)
+        # Validating many short epochs on all images would take longer than training.
+        validation = dataset.validation_indices[: variant.images]
+        dataset = replace(
+            dataset, train_indices=chosen, validation_indices=validation, mean=mean, std=std
+        )
     if variant.permuted:
         dataset = replace(
             dataset, images=permute(dataset.images), test_images=permute(dataset.test_images)

@@ -136,7 +136,7 @@ def test_variants_change_the_images_and_nothing_else(tiny_dataset):
     assert set(few.train_indices.tolist()) <= set(tiny_dataset.train_indices.tolist())
     assert not few.train_indices.equal(others.train_indices)
     assert few.mean != tiny_dataset.mean
-    assert few.validation_indices.equal(tiny_dataset.validation_indices)
+    assert few.validation_indices.equal(tiny_dataset.validation_indices[:50])
 
 
 def test_resized_networks_match_the_other_network():
