@@ -32,7 +32,6 @@ RECIPE = Recipe(
     ema_steps=100,
 )
 # A few epochs do not overfit: no augmentation, little dropout. Small batches give them more steps.
-# Per second, AdamW learns most at first.
 QUICK_RECIPE = replace(
     RECIPE,
     epochs=3,

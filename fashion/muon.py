@@ -13,7 +13,7 @@ from torch import Tensor, nn
 # layers in neural networks", 2024, https://kellerjordan.github.io/posts/muon). Its steep slope at
 # zero makes small singular values grow fast; in exchange they end near 1, not exactly at it.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-# Five are usual. Three take less time and train the CNN as well.
+# Five are usual; three take less time.
 ITERATIONS = 3
 EPSILON = 1e-7  # keeps a gradient of zeros from becoming NaN
 
