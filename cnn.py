@@ -27,15 +27,16 @@ RECIPE = Recipe(
     cutout=0,
     ema_steps=100,
 )
-# Two epochs do not overfit: no augmentation, little dropout. Small batches give them more steps.
+# Two epochs do not overfit: no augmentation, no dropout. Small batches give them more steps.
 QUICK_RECIPE = replace(
     RECIPE,
     epochs=2,
     batch_size=256,
-    learning_rate=0.02,
+    learning_rate=0.03,
     shifted=0.0,
     flip=False,
-    model={"dropout": 0.1},
+    freeze=[0.2, 0.5],  # saves a quarter of the time for 0.2 points of accuracy
+    model={"dropout": 0.0},
 )
 
 

@@ -46,6 +46,8 @@ class Muon(torch.optim.Optimizer):
         """Perform one optimization step. Closures are not supported."""
         for group in self.param_groups:
             for weight in group["params"]:
+                if weight.grad is None:  # a frozen layer
+                    continue
                 state = self.state[weight]
                 if not state:
                     state["momentum"] = torch.zeros_like(weight)

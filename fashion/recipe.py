@@ -27,6 +27,9 @@ class Recipe:
             (DeVries and Taylor, arXiv:1708.04552).
         ema_steps: Window of the exponential moving average of the weights, in steps, limited to a
             tenth of the training. The averaged weights are evaluated and saved.
+        freeze: Shares of the training, in [0, 1], after which the convolutional blocks, from the
+            first on, keep their weights. Fewer gradients remain to be computed (Brock et al.,
+            "FreezeOut", arXiv:1706.04983).
         model: Arguments of the network that differ from its defaults.
     """
 
@@ -42,4 +45,5 @@ class Recipe:
     flip: bool
     cutout: int
     ema_steps: int
+    freeze: list[float] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)

@@ -243,6 +243,7 @@ class Trainer:
         Returns:
             The loss, on the device: reading it makes the CPU wait for a GPU.
         """
+        self.freeze_blocks(self._steps_done / self.total_steps)
         with autocast(self.device, self.precision):
             logits = self.model(normalize(images, self.dataset.mean, self.dataset.std))
             loss = self.loss(logits, images, labels)
@@ -260,6 +261,16 @@ class Trainer:
         self._correct += (logits.argmax(1) == labels).sum()
         self._record_kernels()
         return self._losses[-1]
+
+    def freeze_blocks(self, progress: float) -> None:
+        """Keep the convolutional blocks from changing that the recipe freezes up to this point.
+
+        Args:
+            progress: Share of the training that is done, in [0, 1].
+        """
+        for block, share in zip(conv_blocks(self.model), self.recipe.freeze, strict=False):
+            if progress >= share:
+                block.requires_grad_(False)
 
     def loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy of logits (N, 10) and labels (N,), with label smoothing.

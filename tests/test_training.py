@@ -1,3 +1,4 @@
+import copy
 import functools
 from collections import Counter
 from dataclasses import replace
@@ -11,6 +12,7 @@ from torch import nn
 from fashion import training
 from fashion.evaluation import evaluate, predict_logits
 from fashion.files import UsageError
+from fashion.layers import conv_blocks
 from fashion.training import DivergenceError, Trainer, learning_rate_factor, make_optimizers
 from models import MODELS
 
@@ -234,6 +236,26 @@ def test_muon_updates_the_hidden_weights_and_adamw_the_others(name):
 
 
 # Steps
+
+
+def test_blocks_train_until_they_are_frozen(dataset):
+    trainer = make_trainer("cnn", dataset, freeze=[0.5, 0.75])  # of 20 steps
+    frozen = []
+    for step in range(20):
+        before = copy.deepcopy(trainer.model)
+        if step % 10 == 0:
+            batches = trainer.batches()
+        trainer.step(*next(batches))
+        blocks = zip(conv_blocks(before), conv_blocks(trainer.model), strict=True)
+        frozen.append([have_same_parameters(*pair) for pair in blocks])
+        if step == 9:
+            trainer.validate()
+    trains = [False, False, False]
+    assert frozen == 10 * [trains] + 5 * [[True, False, False]] + 5 * [[True, True, False]]
+
+
+def have_same_parameters(one, other):
+    return all(map(torch.equal, one.parameters(), other.parameters()))
 
 
 @pytest.mark.parametrize("name", MODELS)
