@@ -16,15 +16,23 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from experiments.timing import SEED, add_options, call_in_own_process, load_data, time_steps
+from experiments.timing import (
+    SEED,
+    add_options,
+    call_in_own_process,
+    load_data,
+    time_steps,
+    use_torch_convolution,
+    use_torch_dropout,
+)
 from fashion import cli, training
 from fashion.comparison import compare_paired, summarize_values
 from fashion.data import Dataset, view_count
 from fashion.environment import choose_precision, collect_versions, describe_device
 from fashion.files import write_json
-from fashion.layers import ConvBlock, Dropout, GreyConv2d, conv_blocks
+from fashion.layers import ConvBlock, conv_blocks
 from fashion.muon import Muon
 from fashion.training import Trainer
 from models import MODELS
@@ -67,14 +75,6 @@ def use_float32(trainer: Trainer) -> None:
             optimizer.precision = torch.float32
 
 
-def use_torch_dropout(trainer: Trainer) -> None:
-    """Replace the dropout layers by torch's, which draw one random number per activation."""
-    for parent in list(trainer.model.modules()):
-        for name, layer in parent.named_children():
-            if isinstance(layer, Dropout):
-                setattr(parent, name, nn.Dropout(layer.p))
-
-
 def use_contiguous(trainer: Trainer) -> None:
     """Store feature maps one after the other instead of pixel by pixel."""
     trainer.model.to(memory_format=torch.contiguous_format)
@@ -89,13 +89,6 @@ def pool_last(trainer: Trainer) -> None:
 def _pool_last(block: ConvBlock, maps: Tensor) -> Tensor:
     """Do what ConvBlock.forward does in another order."""
     return block.pool(block.relu(block.norm(block.conv(maps))))
-
-
-def use_torch_convolution(trainer: Trainer) -> None:
-    """Compute the first convolution as all others."""
-    for layer in trainer.model.modules():
-        if isinstance(layer, GreyConv2d):
-            layer.forward = partial(nn.Conv2d.forward, layer)  # type: ignore[method-assign]
 
 
 def draw_views(trainer: Trainer) -> None:
@@ -121,12 +114,17 @@ INGREDIENTS = (
     Ingredient("label smoothing", {"label_smoothing": 0.0}),
     Ingredient("averaged weights", {"ema_steps": 1}),
     Ingredient("bfloat16 (float32 instead)", change=use_float32, learns=False),
-    Ingredient("dropout from bytes", change=use_torch_dropout, learns=False),
+    Ingredient(
+        "dropout from bytes", change=lambda trainer: use_torch_dropout(trainer.model), learns=False
+    ),
     Ingredient("memory kept between steps", learns=False, own_process=True),
     Ingredient("channels_last", change=use_contiguous, learns=False, models=("cnn",)),
     Ingredient("unpadded second convolution", {"model": {"padding": (1, 1, 1)}}, models=("cnn",)),
     Ingredient(
-        "first convolution as products", change=use_torch_convolution, learns=False, models=("cnn",)
+        "first convolution as products",
+        change=lambda trainer: use_torch_convolution(trainer.model),
+        learns=False,
+        models=("cnn",),
     ),
     Ingredient("3 iterations in Muon (5 instead)", change=iterate_longer),
     Ingredient("pooling first", change=pool_last, learns=False, models=("cnn",)),

@@ -26,7 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
 
 from experiments import peers
-from experiments.timing import SEED, add_options, load_data
+from experiments.timing import (
+    SEED,
+    add_options,
+    load_data,
+    use_torch_convolution,
+    use_torch_dropout,
+)
 from fashion import cli, plots
 from fashion.data import IMAGE_SIZE, Dataset
 from fashion.environment import choose_precision, collect_versions, describe_device, synchronize
@@ -48,7 +54,7 @@ PEAK_REPEATS = 10
 
 
 class ClassicLoop:
-    """The training loop of most tutorials: Dataset, DataLoader, float32 and Adam.
+    """The training loop of most tutorials: Dataset, DataLoader, torch's layers, float32 and Adam.
 
     Args:
         network: Class of the model, which has the size that its recipe gives it.
@@ -71,6 +77,8 @@ class ClassicLoop:
         self.test_loader = DataLoader(test, CLASSIC_BATCH_SIZE)
         self.device = dataset.images.device
         self.model = network(**network.recipe.model).to(self.device)
+        use_torch_dropout(self.model)
+        use_torch_convolution(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=CLASSIC_LEARNING_RATE)
         self.loss = nn.CrossEntropyLoss()
         self.seconds: list[float] = []

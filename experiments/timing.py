@@ -1,17 +1,21 @@
-"""What the measuring experiments share: their options, the dataset, and the time of a step."""
+"""What the measuring experiments share: options, data, torch's own layers, the time of a step."""
 
 import argparse
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import chain, repeat
 from typing import TypeVar
+
+from torch import nn
 
 from fashion import cli
 from fashion.data import FASHION_MNIST, Dataset, load_dataset
 from fashion.environment import choose_device, synchronize
 from fashion.files import RunError, prepare_folder
+from fashion.layers import Dropout, GreyConv2d
 from fashion.training import Trainer
 
 SEED = 0
@@ -59,6 +63,21 @@ def time_steps(trainer: Trainer, count: int = TIMED_STEPS) -> float:
         synchronize(trainer.device)
         times.append(time.perf_counter() - start)
     return statistics.median(times[WARM_UP_STEPS:])
+
+
+def use_torch_dropout(model: nn.Module) -> None:
+    """Replace the dropout layers by torch's, which draw one random number per activation."""
+    for parent in list(model.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, Dropout):
+                setattr(parent, name, nn.Dropout(layer.p))
+
+
+def use_torch_convolution(model: nn.Module) -> None:
+    """Compute the first convolution as all others."""
+    for layer in model.modules():
+        if isinstance(layer, GreyConv2d):
+            layer.forward = partial(nn.Conv2d.forward, layer)  # type: ignore[method-assign]
 
 
 def call_in_own_process(function: Callable[..., Result], *arguments: object) -> Result:

@@ -21,6 +21,10 @@ def run(*arguments):
     return cli.run(ablation.parse_arguments, ablation.main, [str(each) for each in arguments])
 
 
+def find_ingredient(name):
+    return next(each for each in INGREDIENTS if each.name == name)
+
+
 def make_trainer(name, folder, precision=torch.float32):
     dataset = load_dataset(FASHION_MNIST, folder)
     return Trainer(MODELS[name], dataset, MODELS[name].recipe, 0, precision)
@@ -73,15 +77,17 @@ def test_time_ratio_is_relative_to_the_complete_step(small_folder, monkeypatch):
 
 
 def test_torch_dropout_replaces_ours(small_folder):
-    ingredient = next(each for each in INGREDIENTS if each.change is ablation.use_torch_dropout)
+    ingredient = find_ingredient("dropout from bytes")
     dataset = load_dataset(FASHION_MNIST, small_folder)
     trainer = ablation.make_trainer("ffn", dataset, ingredient, 0)
     layers = [layer for layer in trainer.model.modules() if isinstance(layer, nn.Dropout)]
     assert len(layers) == 4 and not any(isinstance(layer, Dropout) for layer in layers)
 
 
-@pytest.mark.parametrize("change", [ablation.pool_last, ablation.use_torch_convolution])
-def test_order_and_kind_of_the_convolution_do_not_change_the_logits(small_folder, change):
+@pytest.mark.parametrize(
+    ("ingredient", "side"), [("pooling first", 6), ("first convolution as products", 3)]
+)
+def test_order_and_kind_of_the_convolution_do_not_change_the_logits(small_folder, ingredient, side):
     trainer = make_trainer("cnn", small_folder)
     arguments = trainer.dataset.images[:20], 0.3, 0.3
     first = predict_logits(trainer.model, *arguments)
@@ -89,10 +95,10 @@ def test_order_and_kind_of_the_convolution_do_not_change_the_logits(small_folder
     trainer.model.blocks[2].relu.register_forward_hook(
         lambda _, inputs, __: sizes.append(inputs[0].shape[2])
     )
-    change(trainer)
+    find_ingredient(ingredient).change(trainer)
     # Batch norm with positive scales and ReLU preserve the order of values, and so the maximum.
     assert torch.allclose(predict_logits(trainer.model, *arguments), first, atol=1e-5)
-    assert sizes[0] == (6 if change is ablation.pool_last else 3)
+    assert sizes[0] == side
 
 
 def test_random_views_repeat_some_before_all_are_shown(small_folder):

@@ -16,6 +16,7 @@ from experiments import benchmark
 from fashion import cli, report
 from fashion.data import FASHION_MNIST, load_dataset
 from fashion.files import RunError
+from fashion.layers import Dropout
 from fashion.muon import ITERATIONS
 from fashion.training import Trainer
 from models import MODELS
@@ -162,6 +163,16 @@ def test_both_loops_train_on_the_same_images(small_folder):
     assert classic.image_count == len(dataset.train_indices) == 220
     labels = torch.tensor([label for _, label in classic.train_loader.dataset])
     assert labels.equal(dataset.labels[dataset.train_indices])
+
+
+def test_classic_loop_uses_the_layers_of_torch(small_folder, monkeypatch):
+    dataset = load_dataset(FASHION_MNIST, small_folder)
+    model = benchmark.ClassicLoop(MODELS["cnn"], small_folder, dataset).model
+    assert not any(isinstance(layer, Dropout) for layer in model.modules())
+    monkeypatch.setattr(torch, "bmm", None)  # GreyConv2d calls it
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    with pytest.raises(TypeError):
+        MODELS["cnn"]()(torch.zeros(2, 1, 28, 28))
 
 
 def test_more_epochs_than_the_recipe_has_keep_the_learning_rate_positive(small_folder, monkeypatch):
