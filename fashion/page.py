@@ -16,7 +16,7 @@ from fashion.report import METRICS_NAME, PAGE_NAME, STAND_IN_NOTE, format_durati
 
 # By name, or ending for pictures of one model, in display order. README.md shows the same captions.
 CAPTIONS = {
-    "comparison.png": "Test F1 score by class, most frequent confusions, and costs of the models.",
+    "comparison.png": "Results by class, most frequent confusions, and costs of the models.",
     "learning_curves.png": "Validation loss and accuracy of the models, averaged over the seeds.",
     "_loss.png": "Loss and accuracy on training and validation images after each epoch.",
     "_confusion.png": "Confusion matrix of the test images in percent of the true class.",
