@@ -243,7 +243,7 @@ class Trainer:
         Returns:
             The loss, on the device: reading it makes the CPU wait for a GPU.
         """
-        self.freeze_blocks(self._steps_done / self.total_steps)
+        self._freeze_blocks()
         with autocast(self.device, self.precision):
             logits = self.model(normalize(images, self.dataset.mean, self.dataset.std))
             loss = self.loss(logits, images, labels)
@@ -262,14 +262,10 @@ class Trainer:
         self._record_kernels()
         return self._losses[-1]
 
-    def freeze_blocks(self, progress: float) -> None:
-        """Keep the convolutional blocks from changing that the recipe freezes up to this point.
-
-        Args:
-            progress: Share of the training that is done, in [0, 1].
-        """
+    def _freeze_blocks(self) -> None:
+        """Freeze the convolutional blocks that the recipe trains only up to this step."""
         for block, share in zip(conv_blocks(self.model), self.recipe.freeze, strict=False):
-            if progress >= share:
+            if self._steps_done >= share * self.total_steps:
                 block.requires_grad_(False)
 
     def loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:

@@ -36,7 +36,9 @@ def real_archives(tmp_path):
     """A temporary data folder with the four real archives."""
     source = REAL_DATA / "FashionMNIST" / "raw"
     if not all((source / archive).exists() for archive, _ in FashionMNIST.resources):
-        pytest.skip(f"no Fashion-MNIST archives in {source}; set FASHION_MNIST_DIR to their folder")
+        pytest.skip(
+            f"no archives in {source}; FASHION_MNIST_DIR names the folder above FashionMNIST"
+        )
     raw = tmp_path / "data" / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for archive, _ in FashionMNIST.resources:

@@ -32,7 +32,7 @@ def dataset(tiny_dataset):
 
 def make_trainer(name, dataset, seed=0, precision=torch.float32, record=False, **settings):
     network = MODELS[name]
-    short = {"model": NARROW.get(name, {}), "epochs": 2, "batch_size": 16}
+    short = {"model": NARROW.get(name, {}), "epochs": 2, "batch_size": 16, "freeze": [0.3, 0.7]}
     recipe = replace(network.recipe, **short | settings)
     return Trainer(network, dataset, recipe, seed, precision, record)
 
@@ -366,6 +366,7 @@ def resume_file(dataset, tmp_path_factory):
         ("learning_rate", {"learning_rate": 0.1}),
         ("weight_decay", {"weight_decay": 0.5}),
         ("warmup", {"warmup": 0.5}),
+        ("freeze", {"freeze": [0.5]}),
         ("label_smoothing", {"label_smoothing": 0.5}),
         ("shift", {"shift": 2}),
         ("shifted", {"shifted": 0.5}),
