@@ -35,7 +35,7 @@ QUICK_RECIPE = replace(
     learning_rate=0.03,
     shifted=0.0,
     flip=False,
-    freeze=[0.2, 0.5],  # saves a quarter of the time for 0.2 points of accuracy
+    freeze=[0.15, 0.45],  # saves almost a third of the time for 0.3 points of accuracy
     model={"dropout": 0.0},
 )
 

@@ -31,16 +31,16 @@ RECIPE = Recipe(
     cutout=0,
     ema_steps=100,
 )
-# A few epochs do not overfit: no augmentation, little dropout. Small batches give them more steps.
+# A few epochs do not overfit: no augmentation, no dropout. Small batches give them more steps.
 QUICK_RECIPE = replace(
     RECIPE,
-    epochs=3,
+    epochs=4,
     batch_size=256,
-    optimizer="adamw",
-    learning_rate=4e-3,
+    optimizer="adamw",  # Muon's products would take longest with batches this small
+    learning_rate=2.5e-3,
     shifted=0.0,
     flip=False,
-    model={"dropout": 0.05},
+    model={"dropout": 0.0},
 )
 
 

@@ -38,7 +38,7 @@ from fashion.training import Trainer
 from models import MODELS
 
 # Short trainings show most effects. All of them together take a quarter of an hour.
-EPOCHS = {"ffn": 30, "cnn": 4}
+EPOCHS = {"ffn": 15, "cnn": 2}
 SEEDS = 3
 TIMING_ROUNDS = 3  # in which a step without the ingredient alternates with a complete one
 # With the learning rate that is best on the validation images.
