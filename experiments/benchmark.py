@@ -30,7 +30,6 @@ from experiments.timing import (
     SEED,
     add_options,
     load_data,
-    use_torch_convolution,
     use_torch_dropout,
 )
 from fashion import cli, plots
@@ -78,7 +77,6 @@ class ClassicLoop:
         self.device = dataset.images.device
         self.model = network(**network.recipe.model).to(self.device)
         use_torch_dropout(self.model)
-        use_torch_convolution(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=CLASSIC_LEARNING_RATE)
         self.loss = nn.CrossEntropyLoss()
         self.seconds: list[float] = []

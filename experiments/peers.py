@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from experiments.timing import (
     SEED,
     call_in_own_process,
-    use_torch_convolution,
     use_torch_dropout,
 )
 from fashion.data import CLASS_COUNT, IMAGE_SIZE, Dataset, normalize
@@ -69,7 +68,6 @@ def train_torch(name: str, images: Images, precision: torch.dtype) -> Epochs:
     network = MODELS[name]
     model = network(**network.recipe.model).to(memory_format=torch.channels_last)
     use_torch_dropout(model)
-    use_torch_convolution(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     (x, y), (test_x, test_y) = (
         tuple(map(torch.from_numpy, part)) for part in (images.train, images.test)

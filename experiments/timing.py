@@ -1,11 +1,10 @@
-"""What the measuring experiments share: options, data, torch's own layers, the time of a step."""
+"""What the measuring experiments share: options, data, torch's dropout, the time of a step."""
 
 import argparse
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from itertools import chain, repeat
 from typing import TypeVar
 
@@ -15,7 +14,7 @@ from fashion import cli
 from fashion.data import FASHION_MNIST, Dataset, load_dataset
 from fashion.environment import choose_device, synchronize
 from fashion.files import RunError, prepare_folder
-from fashion.layers import Dropout, GreyConv2d
+from fashion.layers import Dropout
 from fashion.training import Trainer
 
 SEED = 0
@@ -71,13 +70,6 @@ def use_torch_dropout(model: nn.Module) -> None:
         for name, layer in parent.named_children():
             if isinstance(layer, Dropout):
                 setattr(parent, name, nn.Dropout(layer.p))
-
-
-def use_torch_convolution(model: nn.Module) -> None:
-    """Compute the first convolution as all others."""
-    for layer in model.modules():
-        if isinstance(layer, GreyConv2d):
-            layer.forward = partial(nn.Conv2d.forward, layer)  # type: ignore[method-assign]
 
 
 def call_in_own_process(function: Callable[..., Result], *arguments: object) -> Result:

@@ -1,7 +1,7 @@
 """What the networks are built from: a base class, a convolutional block, and dropout."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +43,8 @@ class ConvBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, padding: int) -> None:
         super().__init__()
-        convolution = GreyConv2d if inputs == 1 else nn.Conv2d
         # Batch norm subtracts the mean, so a bias would have no effect.
-        self.conv = convolution(inputs, outputs, KERNEL_SIZE, padding=padding, bias=False)
+        self.conv = nn.Conv2d(inputs, outputs, KERNEL_SIZE, padding=padding, bias=False)
         self.pool = nn.MaxPool2d(2)
         self.norm = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU()
@@ -53,32 +52,6 @@ class ConvBlock(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Return the feature maps after all four layers."""
         return self.relu(self.norm(self.pool(self.conv(maps))))
-
-
-class GreyConv2d(nn.Conv2d):
-    """Convolution of images with one channel, without bias, as one matrix product per image.
-
-    On a CPU with AVX2, torch's own gradient of such kernels takes several times as long. Other
-    devices use torch's convolution.
-    """
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 1, H, W) to feature maps (N, K, H', W'), channels last in memory."""
-        if images.device.type != "cpu":
-            return super().forward(images)
-        vertical, horizontal = cast(tuple[int, int], self.padding)
-        padded = F.pad(images.squeeze(1), (horizontal, horizontal, vertical, vertical))
-        height, width = (
-            size - kernel + 1
-            for size, kernel in zip(padded.shape[1:], self.kernel_size, strict=True)
-        )
-        # Views of the image moved by each place in the kernel; flattening copies them.
-        patches = padded.unfold(1, height, 1).unfold(2, width, 1).flatten(1, 2).flatten(2)
-        # One copy of the kernels for each image: without them, torch would multiply all patches at
-        # once for the gradient, which is slow for a few rows of many thousand columns.
-        kernels = self.weight.flatten(1).T.expand(len(images), -1, -1)
-        maps = torch.bmm(patches.transpose(1, 2), kernels)
-        return maps.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 def conv_blocks(model: nn.Module) -> list[ConvBlock]:

@@ -39,12 +39,15 @@ def test_table_has_a_row_for_each_ingredient(small_folder, tmp_path, monkeypatch
     monkeypatch.setattr(ablation, "call_in_own_process", lambda time, *each: time(*each))
     monkeypatch.setattr(training, "set_malloc", training.set_malloc)  # restores it afterwards
     monkeypatch.setattr(timing, "WARM_UP_STEPS", 0)
+    # There, nothing is left to leave out.
+    monkeypatch.setattr(ablation, "choose_precision", lambda *_: torch.float32)
     out = tmp_path / "out"
     assert run("--seeds", 2, "--data-dir", small_folder, "--out", out) == 0
     printed = capsys.readouterr().out
     result = json.loads((out / "ablation.json").read_text())
     for name in MODELS:
         expected = [each for each in INGREDIENTS if name in each.models]
+        expected.remove(ablation.BFLOAT16)
         rows = result[name]
         assert list(rows) == [ablation.COMPLETE.name, *(each.name for each in expected)]
         complete = rows.pop(ablation.COMPLETE.name)["accuracy"]["values"]
@@ -84,10 +87,7 @@ def test_torch_dropout_replaces_ours(small_folder):
     assert len(layers) == 4 and not any(isinstance(layer, Dropout) for layer in layers)
 
 
-@pytest.mark.parametrize(
-    ("ingredient", "side"), [("pooling first", 6), ("first convolution as products", 3)]
-)
-def test_order_and_kind_of_the_convolution_do_not_change_the_logits(small_folder, ingredient, side):
+def test_pooling_last_does_not_change_the_logits(small_folder):
     trainer = make_trainer("cnn", small_folder)
     arguments = trainer.dataset.images[:20], 0.3, 0.3
     first = predict_logits(trainer.model, *arguments)
@@ -95,10 +95,10 @@ def test_order_and_kind_of_the_convolution_do_not_change_the_logits(small_folder
     trainer.model.blocks[2].relu.register_forward_hook(
         lambda _, inputs, __: sizes.append(inputs[0].shape[2])
     )
-    find_ingredient(ingredient).change(trainer)
+    find_ingredient("pooling first").change(trainer)
     # Batch norm with positive scales and ReLU preserve the order of values, and so the maximum.
     assert torch.allclose(predict_logits(trainer.model, *arguments), first, atol=1e-5)
-    assert sizes[0] == side
+    assert sizes == [6]
 
 
 def test_random_views_repeat_some_before_all_are_shown(small_folder):

@@ -6,7 +6,6 @@ from torch import nn
 from fashion.layers import (
     ConvBlock,
     Dropout,
-    GreyConv2d,
     check_image_shape,
     conv_blocks,
     count_parameters,
@@ -79,24 +78,6 @@ def test_conv_block_is_convolution_pooling_batch_norm_and_relu(inputs, padding, 
     assert pooled.shape == (4, 5, size, size)
     expected = (0.5 - (pooled - 0.25)).relu()
     torch.testing.assert_close(block(images), expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("padding", [0, 1, (2, 0)])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_convolution_of_grey_images_and_its_gradient_are_those_of_torch(padding, memory_format):
-    images = torch.randn(6, 1, 9, 7).to(memory_format=memory_format)
-    ours, theirs = (
-        kind(1, 4, 3, padding=padding, bias=False).to(memory_format=memory_format)
-        for kind in (GreyConv2d, nn.Conv2d)
-    )
-    theirs.load_state_dict(ours.state_dict())
-    maps, expected = ours(images), theirs(images)
-    torch.testing.assert_close(maps, expected)
-    assert maps.is_contiguous(memory_format=torch.channels_last)
-    gradient = torch.randn_like(maps)
-    maps.backward(gradient)
-    expected.backward(gradient)
-    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, atol=1e-4, rtol=1e-4)
 
 
 def test_conv_blocks_are_listed_from_input_to_output():
