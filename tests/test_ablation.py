@@ -39,7 +39,7 @@ def test_table_has_a_row_for_each_ingredient(small_folder, tmp_path, monkeypatch
     monkeypatch.setattr(ablation, "call_in_own_process", lambda time, *each: time(*each))
     monkeypatch.setattr(training, "set_malloc", training.set_malloc)  # restores it afterwards
     monkeypatch.setattr(timing, "WARM_UP_STEPS", 0)
-    # There, nothing is left to leave out.
+    # In float32, there is no row of bfloat16.
     monkeypatch.setattr(ablation, "choose_precision", lambda *_: torch.float32)
     out = tmp_path / "out"
     assert run("--seeds", 2, "--data-dir", small_folder, "--out", out) == 0
