@@ -26,12 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
 
 from experiments import peers
-from experiments.timing import (
-    SEED,
-    add_options,
-    load_data,
-    use_torch_dropout,
-)
+from experiments.timing import SEED, add_options, load_data, use_torch_dropout
 from fashion import cli, plots
 from fashion.data import IMAGE_SIZE, Dataset
 from fashion.environment import choose_precision, collect_versions, describe_device, synchronize

@@ -18,11 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from experiments.timing import (
-    SEED,
-    call_in_own_process,
-    use_torch_dropout,
-)
+from experiments.timing import SEED, call_in_own_process, use_torch_dropout
 from fashion.data import CLASS_COUNT, IMAGE_SIZE, Dataset, normalize
 from fashion.environment import autocast
 from fashion.layers import KERNEL_SIZE
