@@ -333,7 +333,8 @@ def print_summary(result: Mapping[str, Any]) -> None:
     for name, size in result["size"].items():
         print(
             f"{name:<26}{size['parameters']:>12,} parameters "
-            f"{size['multiply_accumulates'] / 1e6:6.2f} M operations {text(size['accuracy'])}"
+            f"{size['multiply_accumulates'] / 1e6:6.2f} M multiply-accumulates "
+            f"{text(size['accuracy'])}"
         )
 
 

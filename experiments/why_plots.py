@@ -170,10 +170,10 @@ def _draw_resized(axes: Axes, sizes: Mapping[str, Any], styles: Mapping[str, Sty
         kind = "" if "-" in name else ", default"
         labels.append(
             f"{style.label}{kind}\n{size['parameters'] / 1e6:.2f} M parameters\n"
-            f"{size['multiply_accumulates'] / 1e6:.2f} M operations"
+            f"{size['multiply_accumulates'] / 1e6:.2f} M multiply-accumulates"
         )
     axes.set_yticks(range(len(order)), labels)
     axes.margins(x=0.12, y=0.12)
-    axes.set_title("Size: equal parameters or operations", loc="left")
+    axes.set_title("Size: equal parameters or multiply-accumulates", loc="left")
     axes.set_xlabel("test accuracy")
     format_percent(axes.xaxis)
