@@ -458,7 +458,7 @@ def draw_benchmark(models: Mapping[str, dict[str, Any]], styles: Mapping[str, St
         axes.bar_label(axes.barh(list(loops), speeds, color=colours), texts, padding=4)
         accuracy = f"{model['target_accuracy']:.1%} test accuracy"
         axes.set_title(f"{styles[name].label}: images per second, and time to {accuracy}")
-        axes.set_xlim(0, 1.5 * max(speeds))  # leaves room for the texts
+        axes.set_xlim(0, 1.6 * max(speeds))  # leaves room for the texts
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_formatter("{x:,.0f}")
