@@ -333,8 +333,7 @@ def _draw_accuracies(axes: Axes, models: Mapping[Style, Any]) -> None:
         if accuracy["ci95"]:
             note = " by seed: mean ± std, 95% interval"
             text += f" ± {100 * accuracy['std']:.2f}"
-            bar = {"color": colour, "lw": 10, "alpha": 0.25, "solid_capstyle": "butt"}
-            axes.plot(accuracy["ci95"], [height, height], **bar)
+            axes.hlines(height, *accuracy["ci95"], color=colour, lw=10, alpha=0.25)
             axes.plot(mean, height, "|", color=colour, ms=22, mew=2)
         values = accuracy["values"]
         axes.plot(values, [height] * len(values), style.marker, color=colour, ms=6, alpha=0.8)
