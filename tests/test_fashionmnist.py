@@ -475,7 +475,8 @@ def test_help_names_defaults(capsys):
         run("--help")
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    assert "default: outputs" in printed and "ffn 45, cnn 20" in " ".join(printed.split())
+    epochs = ", ".join(f"{name} {network.recipe.epochs}" for name, network in MODELS.items())
+    assert "default: outputs" in printed and f"(default: {epochs})" in " ".join(printed.split())
 
 
 # Results that are already in the output folder
