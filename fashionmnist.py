@@ -3,8 +3,9 @@
     python fashionmnist.py
 
 Writes the trained models, metrics.json, and pictures of learning curves, predictions, confusion
-matrices and the comparison to the outputs folder: each model's files as soon as it is trained, and
-after each epoch the state to resume from.
+matrices and the comparison to the outputs folder, and report.html, which shows them. Without
+--runs, each model's files are written as soon as it is trained. After each epoch, the state to
+resume from is written.
 """
 
 import argparse
@@ -80,9 +81,9 @@ def main(
     }
     folder = arguments.out / "runs" if series else arguments.out
     seeds = range(arguments.seed, arguments.seed + arguments.runs)
-    # The models are listed from fast to slow. Processes that share a series start with the slow
+    # MODELS lists the models from fast to slow. Processes that share a series start with the slow
     # ones, so that short jobs fill the time at the end.
-    order = reversed(names) if series else names
+    order = [name for name in reversed(MODELS) if name in names] if series else names
     jobs = [(name, seed) for name in order for seed in seeds]
 
     with contextlib.ExitStack() as stack:
@@ -204,7 +205,7 @@ def write_results(
     settings: Mapping[str, Any],
     new: Sequence[str],
 ) -> None:
-    """Write the files of new models, and the comparison and the tables once all runs are done.
+    """Write the files of new models; once all runs are done, compare them and print the results.
 
     Args:
         arguments: The command line.
@@ -240,6 +241,12 @@ def write_results(
     report.print_results(dataset, first)
     if arguments.runs > 1:
         report.print_comparison(comparison)
+    print_outcome(arguments)
+
+
+def print_outcome(arguments: argparse.Namespace) -> None:
+    """Print the files that were written, and the command that shows what the CNN has learned."""
+    out, names = arguments.out, arguments.models
     files = [*report.result_files(names), *([RECORDING_NAME] if arguments.record else [])]
     cli.print_files(path for file in files if (path := out / file).exists())
     if RECORDED_MODEL in names:
@@ -296,7 +303,7 @@ def parse_options(
         nargs="+",
         choices=recipes,
         default=list(recipes),
-        help="models to train, in this order (default: all)",
+        help="models to train (default: all)",
     )
     cli.add_run_options(parser)
     cli.add_out_option(parser, "all results")

@@ -3,9 +3,9 @@
     python kernel_vis.py
 
 Reads the models that fashionmnist.py writes to the folder outputs, or else the ones shipped with
-this project. Writes to the same folder kernel_grid.png, image_transform_grid.png,
-feature_progression.png, top_activations.png, saliency.png, embedding.png, and training.gif if the
-training was recorded with --record, and adds them to the page report.html. Without the dataset, it
+this project. Writes kernel_grid.png, image_transform_grid.png, feature_progression.png,
+top_activations.png, saliency.png, embedding.png, and training.gif if the training was recorded with
+--record, to the folder outputs, and adds them to its page report.html. Without the dataset, it
 leaves out what needs test images.
 """
 
@@ -85,7 +85,7 @@ def choose_figures(inputs: "Inputs") -> list[str]:
         return list(dict.fromkeys(arguments.only))
     figures = [*FIGURES, *([RECORDING] if inputs.recording else [])]
     if isinstance(arguments.image, Path):
-        return figures[:3]
+        return [name for name in FIGURES if name not in OF_TEST_SET]
     try:
         _ = inputs.dataset
     except RunError:
@@ -113,7 +113,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.Parser("kernel_vis.py", "Look inside the trained networks.")
     figures = [*FIGURES, RECORDING]
     help_only = f"figures to draw, of: {', '.join(figures)} "
-    help_only += "(default: all; with --image FILE the first three)"
+    help_only += "(default: all; with --image FILE the first three, which need no test images)"
     parser.add_argument("--only", nargs="+", choices=figures, metavar="NAME", help=help_only)
     parser.add_argument(
         "--checkpoint",

@@ -115,7 +115,7 @@ def classify(
 ) -> PictureReport:
     """Return the predictions of all models for a picture, a file or a stream with its content.
 
-    For the figure, explain also keeps the photo and computes saliency maps.
+    With explain, the report also has the photo and saliency maps, for the figure.
 
     Raises:
         UsageError: If the picture cannot be used.

@@ -40,7 +40,7 @@ from models import MODELS
 EPOCHS = {"ffn": 15, "cnn": 2}
 SEEDS = 3
 TIMING_ROUNDS = 3  # in which a step without the ingredient alternates with a complete one
-# With the learning rate that is best on the validation images.
+# The best learning rate on the validation images with smaller batches.
 ADAMW = {"optimizer": "adamw", "learning_rate": 4e-3}
 
 

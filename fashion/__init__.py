@@ -1,1 +1,1 @@
-"""The parts that the scripts share. Nothing in here names a network or a command-line option."""
+"""The parts that the scripts share. None names a network; only cli names options."""

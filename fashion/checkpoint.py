@@ -83,8 +83,8 @@ class Checkpoint:
         dataset: Name of the dataset that it was trained on, a key of data.TITLES.
         seed: Seed of its initial weights.
         temperature: Divides the logits before softmax, see evaluation.fit_temperature.
-        energy_limit: Images of higher energy are unlike the training, see evaluation.energy.
-        metadata: Everything that the file says, see Trainer.metadata.
+        energy_limit: Images of higher energy are unlike the training images, see evaluation.energy.
+        metadata: Everything that the file says, see Trainer.metadata and runs.score.
     """
 
     model: Network

@@ -76,7 +76,7 @@ def run(
 def advise(
     advice: str, kinds: type[Exception] | tuple[type[Exception], ...] = (UsageError, RunError)
 ) -> Iterator[None]:
-    """Append advice, which option or command helps, to errors of these kinds raised inside."""
+    """Append advice, such as the option that helps, to errors of these kinds raised inside."""
     try:
         yield
     except kinds as error:
@@ -134,7 +134,7 @@ RECIPE_OPTIONS = (  # option, setting of the recipe, type, help
     ("--weight-decay", "weight_decay", number_type(float, 0, 1e6), "weight decay of AdamW"),
 )
 HELP = {
-    "--dataset": "auto: Fashion-MNIST, or a drawn stand-in if neither disk nor network provides it",
+    "--dataset": "auto: Fashion-MNIST, or a drawn stand-in if it is neither on disk nor online",
     "--data-dir": "folder with the dataset in FashionMNIST/raw, also for the download",
     "--mirror": "address of a folder with the four archives, tried before torchvision's own",
     "--timeout": "longest wait for one answer from the network",
@@ -228,7 +228,7 @@ def check_previous_results(arguments: argparse.Namespace, state_paths: Iterable[
     if previous := describe_results(arguments.out):
         print(
             f"The results in {arguments.out} ({previous}) and the pictures of their models will be "
-            "replaced when the first model is trained."
+            "replaced."
         )
 
 

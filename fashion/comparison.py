@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fashion.data import CLASS_NAMES, IMAGE_SIZE, Dataset
-from fashion.evaluation import calibrate, scores_by_class
+from fashion.evaluation import measure_calibration, scores_by_class
 from fashion.runs import Run
 
 CONFIDENCE = 0.95
@@ -129,7 +129,7 @@ def compare(runs: dict[str, list[Run]], dataset: Dataset) -> dict[str, Any]:
         dataset, seeds, models (by name), differences (of each pair of models, the second minus the
         first) and, for exactly two models, difference, the only one of them.
     """
-    result: dict[str, Any] = {
+    return {
         "dataset": dataset.title,
         "seeds": [run.seed for run in next(iter(runs.values()))],
         "models": {name: _describe_model(finished, dataset) for name, finished in runs.items()},
@@ -137,9 +137,6 @@ def compare(runs: dict[str, list[Run]], dataset: Dataset) -> dict[str, Any]:
             _describe_difference(*pair, dataset) for pair in combinations(runs.values(), 2)
         ],
     }
-    if len(runs) == 2:
-        result["difference"] = result["differences"][0]
-    return result
 
 
 def _describe_difference(first: list[Run], second: list[Run], dataset: Dataset) -> dict[str, Any]:
@@ -185,7 +182,7 @@ def _describe_model(runs: list[Run], dataset: Dataset) -> dict[str, Any]:
             for number, label in enumerate(CLASS_NAMES)
         },
         "expected_calibration_error": summarize(
-            lambda run: calibrate(run.probabilities, labels).error
+            lambda run: measure_calibration(run.probabilities, labels).error
         ),
         "parameters": runs[0].parameters,
         "multiply_accumulates": count_multiply_accumulates(model),
@@ -205,7 +202,7 @@ def _describe_model(runs: list[Run], dataset: Dataset) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Suspect:
-    """An image whose label is probably wrong: every run rejects it.
+    """An image whose label may be wrong: no run gives it more than SUSPECT_PROBABILITY.
 
     Attributes:
         part: "test" or "validation".
@@ -213,7 +210,7 @@ class Suspect:
         label: The given label.
         highest: The highest probability that any run gives it.
         suggestion: The class with the highest mean probability over all runs.
-        agreement: That mean probability.
+        mean_probability: That probability.
     """
 
     part: str
@@ -221,11 +218,11 @@ class Suspect:
     label: int
     highest: float
     suggestion: int
-    agreement: float
+    mean_probability: float
 
 
 def find_suspects(runs: Sequence[Run], dataset: Dataset) -> list[Suspect]:
-    """Return the images whose label every run rejects, by descending agreement."""
+    """Return the images whose label every run rejects, those with the surest suggestion first."""
     held_out = dataset.validation_indices.cpu()
     parts = (
         ("test", torch.arange(len(dataset.test_labels)), dataset.test_labels),
@@ -242,7 +239,7 @@ def find_suspects(runs: Sequence[Run], dataset: Dataset) -> list[Suspect]:
         columns = (indices.numpy(), given, highest, mean.argmax(1), mean.max(1))
         rows = zip(*(column[rejected].tolist() for column in columns), strict=True)
         suspects += [Suspect(part, *row) for row in rows]
-    return sorted(suspects, key=lambda suspect: -suspect.agreement)
+    return sorted(suspects, key=lambda suspect: -suspect.mean_probability)
 
 
 def suspects_csv(suspects: Sequence[Suspect]) -> str:
@@ -253,7 +250,7 @@ def suspects_csv(suspects: Sequence[Suspect]) -> str:
     ]
     lines += [
         f"{each.part},{each.index},{CLASS_NAMES[each.label]},{each.highest:.4f},"
-        f"{CLASS_NAMES[each.suggestion]},{each.agreement:.4f}"
+        f"{CLASS_NAMES[each.suggestion]},{each.mean_probability:.4f}"
         for each in suspects
     ]
     return "\n".join([*lines, ""])

@@ -24,7 +24,7 @@ FASHION_MNIST = "fashion-mnist"
 SYNTHETIC = "synthetic"
 TITLES = {FASHION_MNIST: "Fashion-MNIST", SYNTHETIC: "drawn stand-in, not Fashion-MNIST"}
 
-# Every twelfth training image is for validation: 5,000 of Fashion-MNIST's 60,000, 500 per class.
+# A twelfth of the images of each class, chosen at random, is for validation: 500 of 6,000.
 VALIDATION_SHARE = 1 / 12
 # The split and the stand-in have their own seeds: all runs compare on the same images.
 SPLIT_SEED = 20170828

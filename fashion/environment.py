@@ -70,7 +70,7 @@ def use_deterministic_algorithms(device: torch.device) -> None:
         UsageError: If the device is MPS, which has no deterministic max-pooling.
     """
     if device.type == "mps":
-        raise UsageError("the device mps cannot reproduce results: it has no such max-pooling")
+        raise UsageError("mps cannot reproduce results: it has no deterministic max-pooling")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
@@ -114,7 +114,7 @@ def describe_processor() -> str:
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return what else than the settings determines every bit of a result."""
+    """Return what, besides the settings, determines every bit of a result."""
     name = describe_processor() if device.type == "cpu" else describe_device(device)
     return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "processor": name}
 
@@ -136,7 +136,7 @@ def warn_of_differences(path: Path, saved: Any, device: torch.device) -> None:
 
 
 def collect_versions() -> dict[str, str]:
-    """Return the versions of all packages that affect results."""
+    """Return the versions of Python and the main packages."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),

@@ -22,8 +22,8 @@ CALIBRATION_BINS = 15  # of equal width, as in Guo et al., arXiv:1706.04599
 def predict_logits(model: nn.Module, images: Tensor, mean: float, std: float) -> Tensor:
     """Return a model's logits (N, 10), float32, for images uint8 (N, 28, 28) on its device.
 
-    The images are normalized with the pixel statistics, those that the model was trained with. The
-    model is in evaluation mode meanwhile and returns to its previous mode.
+    mean and std are the pixel statistics that the model was trained with. Meanwhile the model is in
+    evaluation mode; it returns to its previous mode.
     """
     training = model.training
     model.eval()
@@ -59,9 +59,9 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def energy(logits: Tensor) -> Tensor:
-    """Return the energy (N,) of logits (N, 10): the higher, the less an image is like the training.
+    """Return the energy (N,) of logits (N, 10), high for images unlike those of the training.
 
-    An image like none that the model has seen raises no logit much (Liu et al., arXiv:2010.03759).
+    Such images get no high logit (Liu et al., arXiv:2010.03759).
     """
     return -logits.logsumexp(1)
 
@@ -135,7 +135,7 @@ class Calibration:
         return float((self.share * np.abs(self.confidence - self.accuracy)).sum())
 
 
-def calibrate(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
+def measure_calibration(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
     """Group predictions, probabilities (N, 10), by confidence and compare with labels (N,)."""
     confidence = probabilities.max(1)
     correct = probabilities.argmax(1) == labels

@@ -25,7 +25,7 @@ GRADIENT_STEPS = 64
 MAJORITY = 0.5
 UNITS_SHOWN, IMAGES_PER_UNIT = 8, 9
 KINDS = ("edge", "spot", "area", "other")
-# Half of openTSNE's default iterations, after which the picture no longer changes visibly.
+# Three fifths of openTSNE's default iterations, after which the picture no longer changes visibly.
 EMBEDDING = {"early_exaggeration_iter": 150, "n_iter": 300, "random_state": 0}
 
 
@@ -71,9 +71,9 @@ def classify_kernel(kernel: np.ndarray) -> KernelKind:
 
     Every kernel is the sum of an odd part, which changes its sign under a rotation by 180 degrees,
     and an even part, which does not change. A mostly odd kernel is light on one side and dark on
-    the other: an edge detector. A mostly constant kernel detects light or dark areas. A kernel that
-    mostly depends on the distance from its centre only detects spots. The rest are lines, corners
-    and saddles.
+    the other: an edge detector. A mostly constant kernel detects light or dark areas. A kernel
+    whose weights depend mostly on the distance from its centre alone detects spots. The rest are
+    lines, corners and saddles.
     """
     energy = (kernel**2).sum()
     odd = (kernel - kernel[::-1, ::-1]) / 2
@@ -118,7 +118,7 @@ class Progression:
         activations: Output of each block (K, size // 2, size // 2).
         rectified: The same without pooling (K, size, size).
         hidden: Output of each hidden linear layer (width,), after ReLU.
-        probabilities: Class probabilities (10,).
+        probabilities: Calibrated class probabilities (10,).
     """
 
     responses: list[np.ndarray]
@@ -150,7 +150,7 @@ def follow(checkpoint: Checkpoint, image: np.ndarray) -> Progression:
             for layer, output in outputs.items()
             if isinstance(layer, nn.ReLU) and output.ndim == 1
         ],
-        probabilities=logits[0].softmax(0).numpy(),
+        probabilities=(logits[0] / checkpoint.temperature).softmax(0).numpy(),
     )
 
 
@@ -160,13 +160,14 @@ def _to_input(checkpoint: Checkpoint, image: np.ndarray) -> Tensor:
 
 
 def class_probabilities(checkpoint: Checkpoint, images: np.ndarray) -> np.ndarray:
-    """Return the class probabilities (N, 10) of images, uint8 (N, 28, 28)."""
+    """Return the calibrated class probabilities (N, 10) of images, uint8 (N, 28, 28)."""
     return _predict(checkpoint, torch.tensor(images)).softmax(1).numpy()
 
 
 def _predict(checkpoint: Checkpoint, images: Tensor) -> Tensor:
-    """Return the logits (N, 10) of images, uint8 (N, 28, 28)."""
-    return predict_logits(checkpoint.model, images, checkpoint.mean, checkpoint.std)
+    """Return the calibrated logits (N, 10) of images, uint8 (N, 28, 28)."""
+    logits = predict_logits(checkpoint.model, images, checkpoint.mean, checkpoint.std)
+    return logits / checkpoint.temperature
 
 
 # Units
@@ -294,7 +295,7 @@ def integrated_gradients(checkpoint: Checkpoint, image: np.ndarray, label: int) 
     black = _to_input(checkpoint, np.zeros_like(image))
     difference = _to_input(checkpoint, image) - black
     points = (black + shares.view(-1, 1, 1, 1) * difference).requires_grad_()
-    total = log_odds(checkpoint.model(points), label).sum()
+    total = log_odds(checkpoint.model(points) / checkpoint.temperature, label).sum()
     (gradient,) = torch.autograd.grad(total, points)
     return (gradient.mean(dim=0) * difference[0])[0].numpy()
 

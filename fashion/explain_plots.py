@@ -318,7 +318,7 @@ def _draw_saliency(
     ticks = MaxNLocator(4, symmetric=True)  # more labels would overlap
     header.figure.colorbar(shown, bar, orientation="horizontal", extend="both", ticks=ticks)
     bar.tick_params(labelsize=8)
-    bar.set_xlabel("change of the log-odds", fontsize=8)
+    bar.set_xlabel("support (log-odds)", fontsize=8)
     header.set_title(f"{style.label}\n{method}", fontsize=10, color=style.colour)
 
 
@@ -420,7 +420,7 @@ class PictureReport:
     Attributes:
         original: The picture in RGB, of any size; None if it is not drawn.
         seen: The input of the models, uint8 (28, 28).
-        probabilities: Class probabilities (10,) by model.
+        probabilities: Calibrated class probabilities (10,) by model.
         excess: Energy of the input above the model's limit, by model, see evaluation.energy.
         saliency: Saliency map (28, 28) of the predicted class by model, see explain.occlusion.
         doubt: Why the garment may not have been found in the picture, or None.

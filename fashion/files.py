@@ -106,7 +106,9 @@ def lock_folder(folder: Path, wait: bool = False, name: str = LOCK_NAME) -> Iter
 
 @contextlib.contextmanager
 def replace_files(folder: Path, stale: Iterable[str]) -> Iterator[Path]:
-    """Yield a temporary folder whose files replace those of a folder together, if no error occurs.
+    """Yield a temporary folder whose files replace those of a folder if no error occurs.
+
+    They are moved once all are written. Each replaces its predecessor in one step.
 
     Args:
         folder: The folder, which this process has locked.

@@ -18,7 +18,7 @@ class Network(nn.Module):
     """Base class of networks that map normalized images (N, 1, 28, 28) to logits (N, 10).
 
     Attributes:
-        recipe: How to train the network, of the class.
+        recipe: How to train the network; of the class, as is quick_recipe.
         quick_recipe: How to train it within a minute, to a lower accuracy.
         arguments: The arguments of the constructor, which rebuild the network.
     """

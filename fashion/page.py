@@ -12,27 +12,8 @@ from PIL import Image
 from fashion.checkpoint import CONTENT_ERRORS
 from fashion.data import SYNTHETIC
 from fashion.files import RunError, UsageError, write_file
-from fashion.report import METRICS_NAME, PAGE_NAME, STAND_IN_NOTE, format_duration
+from fashion.report import CAPTIONS, METRICS_NAME, PAGE_NAME, STAND_IN_NOTE, format_duration
 
-# By name, or ending for pictures of one model, in display order. README.md shows the same captions.
-CAPTIONS = {
-    "comparison.png": "Results by class, most frequent confusions, and costs of the models.",
-    "learning_curves.png": "Validation loss and accuracy of the models, averaged over the seeds.",
-    "_loss.png": "Loss and accuracy on training and validation images after each epoch.",
-    "_confusion.png": "Confusion matrix of the test images in percent of the true class.",
-    "_incorrect.png": "The most confident mistakes of each class.",
-    "_correct.png": "Correct predictions with their probabilities.",
-    "calibration.png": "Accuracy of predictions by their confidence, before calibration.",
-    "suspect_labels.png": "Labels that look wrong, because all runs give them a low probability.",
-    "kernel_grid.png": "Kernels of the first convolution before and after training.",
-    "training.gif": "Kernels of the first convolution during training.",
-    "image_transform_grid.png": "Feature maps of the first convolution for one image.",
-    "feature_progression.png": "From image to prediction: the activations of each layer.",
-    "top_activations.png": "The images that most activate a layer's most class-selective units.",
-    "saliency.png": "Saliency maps: red pixels support the prediction, blue pixels oppose it.",
-    "embedding.png": "t-SNE map of the last hidden layer, coloured by class.",
-    "prediction.png": "What the models see in your own pictures, and which pixels decide.",
-}
 MEASURES = {  # label of a row, and how its values are written
     "parameters": ("Parameters", "{:,}".format),
     "train_seconds": ("Training time", format_duration),

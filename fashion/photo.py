@@ -1,9 +1,10 @@
 """Convert a photo or drawing to an image like those of Fashion-MNIST: 28 × 28, grey, on black.
 
-The steps are those by which the dataset's authors made it from shop photos: Xiao, Rasul and
+The steps resemble those by which the dataset's authors made it from shop photos: Xiao, Rasul and
 Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms", 2017,
 section 2 (https://arxiv.org/abs/1708.07747). They had shop photos on white; here GrabCut first
-separates the garment from any other background.
+separates the garment from any other background. Such a garment is also moved towards the dataset's
+mean grey level, narrowed if it is wide, and not sharpened.
 """
 
 import contextlib
@@ -40,9 +41,9 @@ SMALL = 0.1  # of the mask's area: holes up to it are filled, regions below it r
 # Garments of the dataset have a mean grey level of about 160; darker and lighter ones keep a share
 # of their distance from it.
 MEAN_LEVEL, LEVEL_SHARE = 160, 0.6
-# Sleeves lie spread out on a floor and hang down in the dataset, where tops are higher than wide:
-# above this ratio of width to height, the logarithm of the rest is multiplied by the exponent. Up
-# to WIDE only: shoes are wider.
+# On a floor, sleeves lie spread out; in the dataset they hang down, and tops are taller than wide.
+# A ratio r of width to height above NARROW therefore becomes NARROW * (r / NARROW) ** EXPONENT.
+# From WIDE on it is kept, because only shoes are that wide.
 NARROW, EXPONENT, WIDE = 0.75, 0.5, 1.7
 
 # The radius in pixels is the paper's, which gives no strength: with this one, enlarged validation

@@ -133,7 +133,7 @@ def hide_axes(*panels: Axes) -> None:
 
 
 @styled()
-def draw_learning_curves(history: History, style: Style, dataset: str) -> Figure:
+def draw_loss(history: History, style: Style, dataset: str) -> Figure:
     """Draw loss and accuracy of training and validation by epoch; see Trainer.validate."""
     figure = make_figure(f"Learning curves, {style.label} on {dataset}", 11, 4.6)
     epochs = [entry["epoch"] for entry in history]
@@ -347,7 +347,7 @@ def _draw_accuracies(axes: Axes, models: Mapping[Style, Any]) -> None:
 
 
 @styled()
-def draw_series(
+def draw_learning_curves(
     histories: Mapping[str, Sequence[History]], styles: Mapping[str, Style], dataset: str
 ) -> Figure:
     """Draw the validation results during training, mean and standard deviation over seeds.
@@ -426,7 +426,7 @@ def draw_suspects(suspects: Sequence[Suspect], dataset: Dataset) -> Figure:
     for suspect in shown:
         images = dataset.test_images if suspect.part == "test" else dataset.images
         label, guess = CLASS_NAMES[suspect.label], CLASS_NAMES[suspect.suggestion]
-        title = f"label: {label}\nmodels: {guess} {suspect.agreement:.0%}"
+        title = f"label: {label}\nmodels: {guess} {suspect.mean_probability:.0%}"
         caption = f"{suspect.part} image {suspect.index}"
         cells.append((images[suspect.index].cpu().numpy(), title, caption))
     _draw_cells(figure.subplots(rows, SUSPECT_COLUMNS, squeeze=False), cells, "black")

@@ -13,7 +13,7 @@ class Recipe:
         batch_size: Images per step.
         optimizer: Optimizer of the hidden layers' weights, "muon" or "adamw". All other parameters
             are always updated by AdamW (Loshchilov and Hutter, arXiv:1711.05101).
-        learning_rate: Peak learning rate of that optimizer.
+        learning_rate: Peak learning rate of that optimizer. Beside Muon, AdamW gets a share of it.
         weight_decay: Weight decay of AdamW.
         warmup: Share of the steps in which the learning rate rises to its peak, in [0, 1). It falls
             linearly to zero afterwards.

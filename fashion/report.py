@@ -14,7 +14,7 @@ from fashion.checkpoint import SUFFIX
 from fashion.comparison import find_suspects, suspects_csv
 from fashion.data import CLASS_NAMES, SYNTHETIC, Dataset
 from fashion.environment import collect_versions, describe_device
-from fashion.evaluation import calibrate
+from fashion.evaluation import measure_calibration
 from fashion.files import write_file, write_json
 from fashion.plots import Style
 from fashion.runs import Run, save_weights
@@ -23,33 +23,44 @@ from fashion.training import Trainer
 METRICS_NAME, PAGE_NAME = "metrics.json", "report.html"
 STAND_IN_NOTE = "The images were drawn by a program: these results say nothing about Fashion-MNIST."
 
-# Endings of the files that belong to one model, and the files that compare models.
-MODEL_ENDINGS = (SUFFIX, "_loss.png", "_correct.png", "_incorrect.png", "_confusion.png")
-COMPARISON_FILES = (
+# Captions of all pictures, in the order in which report.html shows them: by name or, for pictures
+# of one model, by ending. README.md shows the same captions.
+CAPTIONS = {
+    "comparison.png": "Results by class, most frequent confusions, and costs of the models.",
+    "learning_curves.png": "Validation loss and accuracy of the models, averaged over the seeds.",
+    "_loss.png": "Loss and accuracy on training and validation images after each epoch.",
+    "_confusion.png": "Confusion matrix of the test images in percent of the true class.",
+    "_incorrect.png": "The most confident mistakes of each class.",
+    "_correct.png": "Correct predictions with their probabilities.",
+    "calibration.png": "Accuracy of predictions by their confidence, before calibration.",
+    "suspect_labels.png": "Labels that look wrong, because all runs give them a low probability.",
+    "kernel_grid.png": "Kernels of a convolution before and after training.",
+    "training.gif": "Kernels of the first convolution during training.",
+    "image_transform_grid.png": "Feature maps of a convolution for one image.",
+    "feature_progression.png": "From image to prediction: the activations of each layer.",
+    "top_activations.png": "The images that most activate a layer's most class-selective units.",
+    "saliency.png": "Saliency maps: red pixels support the prediction, blue pixels oppose it.",
+    "embedding.png": "t-SNE map of the last hidden layer, coloured by class.",
+    "prediction.png": "What the models see in your own pictures, and which pixels decide.",
+}
+# Endings of the files that belong to one model, and the names of all others.
+MODEL_ENDINGS = (SUFFIX, *(name for name in CAPTIONS if name.startswith("_")))
+OTHER_FILES = (
+    METRICS_NAME,
     "comparison.json",
-    "comparison.png",
-    "learning_curves.png",
-    "calibration.png",
-    "suspect_labels.png",
     "suspect_labels.csv",
-)
-# What other scripts draw of the models; new models make it obsolete.
-PICTURES_OF_MODELS = (
-    "kernel_grid.png",
-    "image_transform_grid.png",
-    "feature_progression.png",
-    "top_activations.png",
-    "saliency.png",
-    "embedding.png",
-    "training.gif",
-    "prediction.png",
+    *(name for name in CAPTIONS if not name.startswith("_")),
+    PAGE_NAME,
 )
 
 
 def result_files(names: Iterable[str]) -> list[str]:
-    """Return the names of all files that results of these models can consist of."""
+    """Return the names of all files that results of these models can consist of.
+
+    They include pictures that other scripts draw, which new models make obsolete.
+    """
     of_models = [f"{name}{ending}" for name in names for ending in MODEL_ENDINGS]
-    return [*of_models, METRICS_NAME, *COMPARISON_FILES, *PICTURES_OF_MODELS, PAGE_NAME]
+    return [*of_models, *OTHER_FILES]
 
 
 def describe_results(folder: Path) -> str | None:
@@ -147,8 +158,8 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     for difference in comparison["differences"]:
         accuracy, mcnemar = difference["test_accuracy"], difference["mcnemar_of_first_seed"]
         print(
-            f"{difference['of'].upper()}: {accuracy['mean']:+.2%} "
-            f"({_format_interval(accuracy)}), paired by seed; McNemar's "
+            f"{difference['of'].upper()}: {100 * accuracy['mean']:+.2f} points "
+            f"({_format_interval(accuracy, '')}), paired by seed; McNemar's "
             f"exact test on seed {mcnemar['seed']}: {mcnemar['only_first_correct']} images only "
             f"{mcnemar['first'].upper()} correct, {mcnemar['only_second_correct']} only "
             f"{mcnemar['second'].upper()}, p = {mcnemar['p_value']:.2g}"
@@ -167,9 +178,9 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
         print(f"{label:<11}{cells}")
 
 
-def _format_interval(summary: Mapping[str, Any]) -> str:
+def _format_interval(summary: Mapping[str, Any], unit: str = "%") -> str:
     """Return the interval of a mean, see comparison.summarize_values, in percent."""
-    return "95 % interval " + " to ".join(f"{end:.2%}" for end in summary["ci95"])
+    return "95 % interval " + " to ".join(f"{100 * end:.2f}{unit}" for end in summary["ci95"])
 
 
 def collect_metrics(
@@ -206,7 +217,7 @@ def write_run(out: Path, dataset: Dataset, run: Run, style: Style) -> None:
     save_weights(out / f"{run.name}{SUFFIX}", run)
     images, labels = dataset.test_images.cpu().numpy(), dataset.test_labels.cpu().numpy()
     figures = {
-        "loss": plots.draw_learning_curves(run.history, style, dataset.title),
+        "loss": plots.draw_loss(run.history, style, dataset.title),
         "confusion": plots.draw_confusion(run.test.confusion_matrix, style, dataset.title),
     }
     for kind in ("correct", "incorrect"):
@@ -234,14 +245,14 @@ def write_comparison(
         labels = dataset.test_labels.cpu().numpy()
         histories = {name: [run.history for run in series] for name, series in runs.items()}
         pooled = {
-            name: calibrate(
+            name: measure_calibration(
                 np.concatenate([run.probabilities for run in series]), np.tile(labels, len(series))
             )
             for name, series in runs.items()
         }
         suspects = find_suspects([run for series in runs.values() for run in series], dataset)
         figures |= {
-            "learning_curves": plots.draw_series(histories, styles, dataset.title),
+            "learning_curves": plots.draw_learning_curves(histories, styles, dataset.title),
             "calibration": plots.draw_calibration(pooled, comparison, styles),
             "suspect_labels": plots.draw_suspects(suspects, dataset),
         }

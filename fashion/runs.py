@@ -109,7 +109,7 @@ class Run:
 
 
 def score(trainer: Trainer, name: str) -> Run:
-    """Score a finished training on the test images, the only time they are used.
+    """Score a finished training on the test images, the only time that a training uses them.
 
     The temperature and the limit of the energy come from the validation images.
     """

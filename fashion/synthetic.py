@@ -1,6 +1,6 @@
 """Draw a stand-in for Fashion-MNIST: ten classes of garments as shaded silhouettes.
 
-With it everything runs where neither the data nor a network is available. It is not a benchmark:
+It lets everything run without the data and without an internet connection. It is not a benchmark:
 results on it say nothing about Fashion-MNIST. As there, the images are grey, 28 × 28, on a black
 background, and the classes have the same order. T-shirt, pullover, coat, shirt and dress resemble
 each other on purpose.

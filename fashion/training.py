@@ -133,7 +133,7 @@ class Trainer:
 
     Attributes:
         model: The model being trained.
-        averaged: Their exponential moving average, which is evaluated and saved.
+        averaged: A copy of it with exponentially averaged weights, which is evaluated and saved.
         steps_per_epoch: Steps per epoch.
         batch_size: Images per step.
         learning_rate: Learning rate of the last step, of the first optimizer.
@@ -355,7 +355,7 @@ class Trainer:
         }
 
     def metadata(self) -> dict[str, Any]:
-        """Return what is needed to rebuild the model from its weights and to use it."""
+        """Return what a checkpoint says about the training; runs.score adds the results."""
         return {
             "class": self.network.__name__,
             "arguments": self.model.arguments,

@@ -166,7 +166,6 @@ def test_each_model_is_summarized_over_its_seeds(runs, tiny_dataset, compare):
 
 def test_every_pair_of_models_is_compared(runs, compare):
     result = compare(runs)
-    assert "difference" not in result
     differences = {each["of"]: each for each in result["differences"]}
     assert list(differences) == ["wide - narrow", "deep - narrow", "deep - wide"]
     values = differences["wide - narrow"]["test_accuracy"]["values"]
@@ -184,10 +183,10 @@ def test_every_pair_of_models_is_compared(runs, compare):
 
 def test_two_models_have_one_difference_and_one_model_has_none(runs, compare):
     two = compare({name: runs[name][:1] for name in ("wide", "deep")})
-    assert two["differences"] == [two["difference"]]
+    assert [each["of"] for each in two["differences"]] == ["deep - wide"]
     assert two["models"]["deep"]["seeds_needed"] == {}
     one = compare({"wide": runs["wide"]})
-    assert one["differences"] == [] and "difference" not in one
+    assert one["differences"] == []
 
 
 # Suspicious labels
@@ -212,13 +211,13 @@ def test_suspicious_labels_are_those_that_every_run_rejects(runs, tiny_dataset):
     suspects = comparison.find_suspects(agreeing, tiny_dataset)
     index = int(tiny_dataset.validation_indices[3])
     found = [(suspect.part, suspect.index) for suspect in suspects]
-    assert found == [("test", 7), ("validation", index), ("test", 8)]  # by descending agreement
+    assert found == [("test", 7), ("validation", index), ("test", 8)]  # the surest first
     assert [each.label for each in suspects] == [test[7], tiny_dataset.labels[index], test[8]]
     assert [each.suggestion for each in suspects] == [predictions[7], wrong[3], predictions[8]]
     # The probability of the other classes, for logits of 5 and nine times 0.
     low = 1 / (np.exp(5) + 9)
     assert suspects[2].highest == pytest.approx(low, rel=1e-4)
-    assert suspects[2].agreement == pytest.approx(1 - 4.5 * low, rel=1e-4)
+    assert suspects[2].mean_probability == pytest.approx(1 - 4.5 * low, rel=1e-4)
 
 
 def test_suspicious_labels_as_csv():

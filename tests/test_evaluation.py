@@ -7,10 +7,10 @@ from fashion.data import normalize
 from fashion.evaluation import (
     EVALUATION_BATCH_SIZE,
     average_over_flip,
-    calibrate,
     energy,
     evaluate,
     fit_temperature,
+    measure_calibration,
     predict_logits,
     scores_by_class,
 )
@@ -94,7 +94,7 @@ def test_calibration_by_hand():
     for row, confidence in enumerate([0.9, 0.92, 0.61, 0.63]):
         probabilities[row] = (1 - confidence) / 9
         probabilities[row, 0] = confidence
-    calibration = calibrate(probabilities, np.array([0, 0, 0, 5]))
+    calibration = measure_calibration(probabilities, np.array([0, 0, 0, 5]))
     assert calibration.centre == pytest.approx([9.5 / 15, 13.5 / 15])
     assert calibration.confidence == pytest.approx([0.62, 0.91])
     assert calibration.accuracy == pytest.approx([0.5, 1.0])
@@ -103,6 +103,6 @@ def test_calibration_by_hand():
 
 
 def test_full_confidence_is_in_the_last_bin():
-    calibration = calibrate(np.eye(10), np.arange(10))
+    calibration = measure_calibration(np.eye(10), np.arange(10))
     assert calibration.centre == pytest.approx([14.5 / 15])
     assert calibration.error == 0

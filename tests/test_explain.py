@@ -34,6 +34,7 @@ class Small(Network):
 
 
 NETWORKS = [FFN, CNN, Small]
+TEMPERATURE = 1.5
 
 
 def make_checkpoint(network):
@@ -48,7 +49,7 @@ def make_checkpoint(network):
                 layer.running_var.uniform_(0.1, 0.5)
             elif isinstance(layer, nn.Linear):
                 layer.weight.mul_(3)
-    return Checkpoint(model.eval(), 0.3, 0.35, SYNTHETIC, 0, 1.0, 0.0, {})
+    return Checkpoint(model.eval(), 0.3, 0.35, SYNTHETIC, 0, TEMPERATURE, 0.0, {})
 
 
 @pytest.fixture
@@ -252,10 +253,10 @@ def test_integrated_gradients_add_up_to_the_difference_from_black(image, network
 
 
 def log_odds_of(checkpoint, images, label):
-    """The log-odds of a class for images."""
+    """The log-odds of a class for images, with calibrated logits."""
     inputs = normalize(torch.tensor(np.stack(images)), checkpoint.mean, checkpoint.std)
     with torch.no_grad():
-        logits = checkpoint.model(inputs).numpy().astype(float)
+        logits = checkpoint.model(inputs).numpy().astype(float) / TEMPERATURE
     return logits[:, label] - logsumexp(np.delete(logits, label, axis=1), axis=1)
 
 

@@ -38,7 +38,7 @@ def check_column(column, style, method, maps):
     """Check the header and the scale of a column of saliency maps."""
     header, *shown = column
     assert header.get_title() == f"{style.label}\n{method}"
-    assert header.child_axes[0].get_xlabel() == "change of the log-odds"
+    assert header.child_axes[0].get_xlabel() == "support (log-odds)"
     assert all((array(axes) == values).all() for axes, values in zip(shown, maps, strict=True))
     ((low, high),) = {axes.images[0].get_clim() for axes in shown}
     assert low == -high and header.child_axes[0].get_xlim() == pytest.approx((low, high))

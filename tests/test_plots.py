@@ -11,7 +11,7 @@ from PIL import Image
 from fashion import plots
 from fashion.comparison import Suspect, summarize_values
 from fashion.data import CLASS_NAMES, SYNTHETIC, TITLES, Dataset
-from fashion.evaluation import calibrate
+from fashion.evaluation import measure_calibration
 from fashion.files import RunError
 
 TITLE = TITLES[SYNTHETIC]
@@ -170,7 +170,7 @@ def test_classes_without_errors_leave_their_places_to_others():
 
 
 def test_learning_curves_show_training_and_validation():
-    figure = uncut(plots.draw_learning_curves(HISTORY, STYLE, TITLE))
+    figure = uncut(plots.draw_loss(HISTORY, STYLE, TITLE))
     assert figure.get_suptitle() == f"Learning curves, FIRST on {TITLE}"
     for axes, measure in zip(figure.axes, ("loss", "accuracy"), strict=True):
         curves = [list(line.get_ydata()) for line in axes.get_lines()]
@@ -253,7 +253,7 @@ def test_comparison_shows_confusions_accuracies_and_costs_of_every_model():
 def test_series_shows_mean_and_standard_deviation_over_seeds():
     other = [{**entry, "validation_loss": entry["validation_loss"] + 0.2} for entry in HISTORY]
     histories = {"first": [HISTORY, other], "second": [HISTORY] * 2, "third": [HISTORY[:2]] * 2}
-    figure = uncut(plots.draw_series(histories, STYLES, TITLE))
+    figure = uncut(plots.draw_learning_curves(histories, STYLES, TITLE))
     assert "2 seeds" in figure.get_suptitle()
     loss = figure.axes[0]
     mean = [entry["validation_loss"] + 0.1 for entry in HISTORY]
@@ -266,7 +266,7 @@ def test_series_shows_mean_and_standard_deviation_over_seeds():
 def test_calibration_shows_every_model(predictions):
     _, labels, probabilities = predictions
     calibrations = {
-        name: calibrate(probabilities[: 100 * number], labels[: 100 * number])
+        name: measure_calibration(probabilities[: 100 * number], labels[: 100 * number])
         for number, name in enumerate(NAMES, start=1)
     }
     figure = uncut(plots.draw_calibration(calibrations, make_comparison(2), STYLES))
