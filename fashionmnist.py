@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fashion import cli, report
 from fashion.checkpoint import RECORDING_NAME, SUFFIX, save_recording
 from fashion.comparison import compare
@@ -59,7 +61,7 @@ def main(
 
     Args:
         arguments: The command line.
-        trainer_type: Trainer or a subclass.
+        trainer_type: Returns a trainer for the arguments of Trainer, such as a subclass.
         **settings: Further settings to write to metrics.json.
     """
     names, series = arguments.models, arguments.series
@@ -68,12 +70,7 @@ def main(
         for name, recipe in recipes.items():
             print(f"{name.upper()}\n{summarize_layers(MODELS[name](**recipe.model))}\n")
         return
-    with cli.advise("choose another one with --device"):
-        device = choose_device(arguments.device)
-    precision = choose_precision(arguments.precision, device)
-    if arguments.deterministic:
-        with cli.advise("use --device cpu", UsageError):
-            use_deterministic_algorithms(device)
+    device, precision = prepare_device(arguments)
     settings |= {
         "limit": arguments.limit,
         "precision": str(precision).removeprefix("torch."),
@@ -133,6 +130,20 @@ def main(
         runs = workers.gather(runs)
         if series and workers.first:
             write_results(arguments, dataset, runs, settings, names)
+
+
+def prepare_device(arguments: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
+    """Return the device and the precision of the options, and apply --deterministic.
+
+    Raises:
+        UsageError: If there is no such device, or it cannot reproduce results.
+    """
+    with cli.advise("choose another one with --device"):
+        device = choose_device(arguments.device)
+    if arguments.deterministic:
+        with cli.advise("use --device cpu", UsageError):
+            use_deterministic_algorithms(device)
+    return device, choose_precision(arguments.precision, device)
 
 
 def train(trainer: Trainer, name: str, state_path: Path, arguments: argparse.Namespace) -> None:

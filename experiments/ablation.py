@@ -36,11 +36,11 @@ from fashion.muon import Muon
 from fashion.training import Trainer
 from models import MODELS
 
-# Short trainings show most effects.
+# Short, to save time: they do not show what prevents overfitting.
 EPOCHS = {"ffn": 15, "cnn": 2}
 SEEDS = 3
 TIMING_ROUNDS = 3  # in which a step without the ingredient alternates with a complete one
-# The best learning rate on the validation images with smaller batches.
+# The learning rate was chosen for smaller batches.
 ADAMW = {"optimizer": "adamw", "learning_rate": 4e-3}
 
 
@@ -107,7 +107,7 @@ def iterate_longer(trainer: Trainer) -> None:
 
 BFLOAT16 = Ingredient("bfloat16 (float32 instead)", change=use_float32, learns=False)
 INGREDIENTS = (
-    Ingredient("Muon (AdamW instead)", ADAMW),
+    Ingredient("Muon (AdamW instead, not tuned)", ADAMW),
     Ingredient("mirroring", {"flip": False}),
     Ingredient("shifting", {"shift": 0}),
     Ingredient("each view in turn (random ones)", change=draw_views),

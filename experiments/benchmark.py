@@ -31,7 +31,7 @@ from fashion import cli, plots
 from fashion.data import IMAGE_SIZE, Dataset
 from fashion.environment import choose_precision, collect_versions, describe_device, synchronize
 from fashion.evaluation import evaluate, predict_logits
-from fashion.files import RunError, write_json
+from fashion.files import RunError, UsageError, write_json
 from fashion.layers import Network
 from fashion.training import Trainer
 from models import MODELS, STYLES
@@ -44,6 +44,15 @@ CLASSIC_LEARNING_RATE = 1e-3  # Adam's default
 CLASSIC_EPOCHS = 10
 
 QUICK_SEEDS = 3  # a single one would reach the classic loop's accuracy by chance, or miss it
+
+# Runs a command and prints its peak memory. The process that runs it has to be small: on Linux, the
+# peak of a child is at least that of its parent.
+LAUNCHER = """
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
 
 MATRIX_SIZE = 2048  # large enough to hide the cost of everything but the product
 PEAK_REPEATS = 10
@@ -106,6 +115,8 @@ def main(arguments: argparse.Namespace) -> None:
     """Measure everything, print the table and write the files."""
     dataset = load_data(arguments)
     device = dataset.images.device
+    if arguments.peers and device.type != "cpu":
+        raise UsageError("--peers compares loops on the CPU: add --device cpu")
     precision = choose_precision("auto", device)
     result: dict[str, Any] = {
         "device": describe_device(device),
@@ -253,7 +264,7 @@ def measure_start(data_dir: Path, device: torch.device) -> float:
     """
     name, network = next(iter(MODELS.items()))
     limit = str(network.recipe.batch_size)
-    return run_main_script(data_dir, device, "--models", name, "--limit", limit)
+    return run_main_script(data_dir, device, "--models", name, "--limit", limit)[0]
 
 
 def measure_memory(data_dir: Path, device: torch.device) -> int | None:
@@ -263,25 +274,40 @@ def measure_memory(data_dir: Path, device: torch.device) -> int | None:
     """
     if sys.platform == "win32":
         return None
-    import resource
-
-    run_main_script(data_dir, device)
+    launcher = (sys.executable, "-c", LAUNCHER)
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return unit * int(run_main_script(data_dir, device, launcher=launcher)[1])
 
 
-def run_main_script(data_dir: Path, device: torch.device, *options: str) -> float:
+def run_main_script(
+    data_dir: Path, device: torch.device, *options: str, launcher: Sequence[str] = ()
+) -> tuple[float, str]:
     """Run fashionmnist.py for one epoch in a process and folder of its own.
 
+    Args:
+        data_dir: Folder of the dataset.
+        device: What to train on.
+        *options: Further options of the script.
+        launcher: Command that runs the one given after it.
+
     Returns:
-        The seconds from its start to the end of the epoch, of the last model.
+        The seconds from its start to the end of the epoch, of the last model, and the last line
+        that was printed.
 
     Raises:
         RunError: If it fails.
     """
-    seconds = None
+    seconds, line = None, ""
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, str(MAIN_SCRIPT), "--data-dir", str(data_dir), "--out", out]
+        command = [
+            *launcher,
+            sys.executable,
+            str(MAIN_SCRIPT),
+            "--data-dir",
+            str(data_dir),
+            "--out",
+            out,
+        ]
         command += ["--device", device.type, "--epochs", "1", *options]
         start = time.perf_counter()
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -290,7 +316,7 @@ def run_main_script(data_dir: Path, device: torch.device, *options: str) -> floa
                     seconds = time.perf_counter() - start
     if process.returncode or seconds is None:
         raise RunError(f"{MAIN_SCRIPT.name} failed with exit status {process.returncode}")
-    return seconds
+    return seconds, line
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -320,7 +346,7 @@ def print_table(result: dict[str, Any]) -> None:
     memory = result["peak_memory_bytes"]
     text = "not measured" if memory is None else f"{memory / 1e9:.2f} GB"
     start = f"{result['start_seconds']:.1f} s"
-    print(f"{'from the command to the first epoch of a step':<46}{start:>10}")
+    print(f"{'start, first step and its validation':<46}{start:>10}")
     print(f"{'peak memory, all models trained':<44}{text:>12}")
     for name, model in models.items():
         print_loops(name, model)

@@ -10,7 +10,7 @@ import importlib.metadata
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,9 +214,17 @@ def train_flax(name: str, images: Images, precision: torch.dtype) -> Epochs:
 
 PEERS: dict[str, tuple[Callable[[str, Images, torch.dtype], Epochs], tuple[str, ...]]] = {
     "PyTorch, made fast": (train_torch, ("torch",)),
-    "Keras on TensorFlow": (train_keras, ("keras", "tensorflow-cpu")),
+    "Keras on TensorFlow": (train_keras, ("keras", "tensorflow")),
     "Flax on JAX": (train_flax, ("flax", "jax", "optax")),
 }
+
+
+def find_versions(modules: Sequence[str]) -> dict[str, str]:
+    """Return the version of the package of each module, or nothing if one is not installed."""
+    packages = importlib.metadata.packages_distributions()
+    if any(module not in packages for module in modules):
+        return {}
+    return {module: importlib.metadata.version(packages[module][0]) for module in modules}
 
 
 def measure(
@@ -237,10 +245,9 @@ def measure(
         reached; test_accuracy after the last epoch; epochs; versions. None if the library is not
         installed.
     """
-    loop, packages = PEERS[peer]
-    try:
-        versions = {package: importlib.metadata.version(package) for package in packages}
-    except importlib.metadata.PackageNotFoundError:
+    loop, modules = PEERS[peer]
+    versions = find_versions(modules)
+    if not versions:
         return None
     chosen = dataset.train_indices
     images = Images(

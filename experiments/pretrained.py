@@ -9,6 +9,7 @@ what they hold. kernel_vis.py and predict.py use them where no models have been 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -23,7 +24,7 @@ from models import MODELS
 
 def main(arguments: argparse.Namespace) -> None:
     """Round, score and write all models."""
-    paths = {name: arguments.out / f"{name}{SUFFIX}" for name in MODELS}
+    paths = {name: arguments.checkpoints / f"{name}{SUFFIX}" for name in MODELS}
     with cli.advise("train the models with: python fashionmnist.py", UsageError):
         models = load_models(paths, MODELS)
     with cli.advise("--data-dir names another folder", RunError):
@@ -58,7 +59,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         UsageError: If an argument is unknown or malformed.
     """
     parser = cli.Parser("-m experiments.pretrained", "Write the models shipped with the project.")
-    cli.add_out_option(parser, "the trained models")
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        default=cli.OUTPUT_FOLDER,
+        metavar="DIR",
+        help="folder with the trained models (default: %(default)s)",
+    )
     cli.add_data_dir_option(parser)
     return parser.parse_args(argv)
 

@@ -25,7 +25,6 @@ from cnn import CNN
 from fashion import cli
 from fashion.checkpoint import SUFFIX, load_tensors, save_tensors
 from fashion.data import CLASS_COUNT, Dataset, augment, pad, view_count
-from fashion.environment import choose_device, choose_precision
 from fashion.evaluation import predict_logits
 from fashion.files import UsageError, lock_folder, prepare_folder
 from fashion.layers import KERNEL_SIZE, Network
@@ -39,9 +38,9 @@ FOLDS = 5
 FOLD_SEED = 20170828  # which images each teacher leaves out
 UNCHANGED = 8  # the view without shift and mirroring, see data.augment
 
-# Without label smoothing, the teachers' probabilities fit the images that they have not seen.
+# Without label smoothing, the teachers' probabilities are well calibrated.
 TEACHER_RECIPE = replace(MODELS["cnn"].recipe, label_smoothing=0.0)
-# Chosen on held-out training images for accuracy alone.
+# Chosen for accuracy alone, on training images held out from the networks.
 BEST_RECIPES: dict[str, Recipe] = {
     # The teachers' predictions for shifted images are useful, and hard enough to learn that little
     # dropout is needed.
@@ -121,8 +120,8 @@ def teach(arguments: argparse.Namespace, dataset: Dataset, precision: torch.dtyp
         precision: Data type of matrix products.
 
     Returns:
-        Probabilities, float16 (images, views, 10), for each view of each image those of the teacher
-        that has not seen the image. The views are those of data.augment.
+        Logits, float16 (images, views, 10), for each view of each image those of the teacher that
+        has not seen the image. The views are those of data.augment.
 
     Raises:
         UsageError: If a saved teacher has other settings or is damaged.
@@ -144,7 +143,7 @@ def teach(arguments: argparse.Namespace, dataset: Dataset, precision: torch.dtyp
             unseen = (folds == fold).nonzero().squeeze(1)
             if not path.exists():
                 train_teacher(trainer, unseen, path, arguments)
-            table[unseen] = load_probabilities(path, trainer).to(table.device)
+            table[unseen] = load_logits(path, trainer, (len(unseen), views)).to(table.device)
     return table
 
 
@@ -156,13 +155,13 @@ def train_teacher(
     logits = predict_views(trainer, unseen)
     correct = logits[:, UNCHANGED].argmax(1) == trainer.dataset.labels[unseen]
     accuracy = correct.float().mean().item()
-    print(f"{accuracy:.2%} of the {len(unseen):,} images without which it was trained are correct")
+    print(f"It classifies {accuracy:.2%} of the {len(unseen):,} images left out correctly.")
     figures = {"accuracy": accuracy, "train_seconds": trainer.train_seconds}
     save_tensors(path, {"logits": logits.half()}, figures | {"identity": trainer.identity()})
     state_path(path).unlink(missing_ok=True)
 
 
-def load_probabilities(path: Path, trainer: Trainer) -> Tensor:
+def load_logits(path: Path, trainer: Trainer, shape: tuple[int, int]) -> Tensor:
     """Return what a teacher predicts, float16 (images, views, 10), from the file.
 
     Raises:
@@ -170,9 +169,12 @@ def load_probabilities(path: Path, trainer: Trainer) -> Tensor:
         RunError: If it cannot be read.
     """
     tensors, metadata = load_tensors(path)
-    if metadata.get("identity") != trainer.identity() or "logits" not in tensors:
+    logits = tensors.get("logits")
+    if metadata.get("identity") != trainer.identity() or logits is None:
         raise UsageError(f"{path} holds the predictions of a teacher with other settings")
-    return tensors["logits"].float().softmax(2).half()
+    if logits.shape != (*shape, CLASS_COUNT) or not logits.isfinite().all():
+        raise UsageError(f"{path} is damaged; remove it to train this teacher again")
+    return logits.half()
 
 
 def state_path(path: Path) -> Path:
@@ -188,7 +190,7 @@ class Student(Trainer):
 
     Args:
         arguments: Those of Trainer. The recipe shifts all images and smooths no labels.
-        table: What teach returns, on the device of the dataset.
+        table: Probabilities, float16 (images, views, 10), on the device of the dataset.
         fingerprint: Distinguishes the table from others.
     """
 
@@ -220,12 +222,13 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.summary or TAUGHT_MODEL not in arguments.models:
         fashionmnist.main(arguments, teacher=None)
         return
-    with cli.advise("choose another one with --device"):
-        device = choose_device(arguments.device)
+    device, precision = fashionmnist.prepare_device(arguments)
     dataset = cli.load_data(arguments).to(device)
     with cli.advise("choose another folder with --out"):
-        table = teach(arguments, dataset, choose_precision(arguments.precision, device))
-    fingerprint = hashlib.md5(table.cpu().numpy().tobytes()).hexdigest()
+        logits = teach(arguments, dataset, precision)
+    # Of the logits as saved: processors differ in the last bits of the probabilities.
+    fingerprint = hashlib.md5(logits.cpu().numpy().tobytes(), usedforsecurity=False).hexdigest()
+    table = logits.float().softmax(2).half()
 
     def make_trainer(network: type[Network], *settings: Any) -> Trainer:
         if network is MODELS[TAUGHT_MODEL]:

@@ -2,9 +2,12 @@
 
 import argparse
 import multiprocessing
+import signal
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, repeat
 from typing import TypeVar
 
@@ -73,6 +76,18 @@ def use_torch_dropout(model: nn.Module) -> None:
 
 
 def call_in_own_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """Return what a function of a module returns when a new process calls it."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    """Return what a function of a module returns when a new process calls it.
+
+    Raises:
+        RunError: If the process ends before that, such as for lack of memory.
+    """
+    context, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=ignore) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise RunError("a process that the script started has ended unexpectedly") from error
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise

@@ -126,8 +126,8 @@ def compare(runs: dict[str, list[Run]], dataset: Dataset) -> dict[str, Any]:
         dataset: What they were trained and scored on.
 
     Returns:
-        dataset, seeds, models (by name), differences (of each pair of models, the second minus the
-        first) and, for exactly two models, difference, the only one of them.
+        dataset, seeds, models (by name) and differences (of each pair of models, the second minus
+        the first).
     """
     return {
         "dataset": dataset.title,

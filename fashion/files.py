@@ -1,6 +1,7 @@
 """Atomic writes, the folder lock, and the two errors that end a script with a message."""
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -91,17 +92,24 @@ def lock_folder(folder: Path, wait: bool = False, name: str = LOCK_NAME) -> Iter
                 raise UsageError(busy) from None
             logger.warning("%s; waiting for it to finish", busy)
             lock.acquire()
-        for part in folder.rglob(".*.part"):
-            if part.is_dir() and not part.is_symlink():
-                shutil.rmtree(part, ignore_errors=True)
-            else:
-                part.unlink(missing_ok=True)
+        _remove_parts(folder)
     except OSError as error:
         raise RunError(f"cannot lock {folder}: {error.strerror or error}") from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _remove_parts(folder: Path) -> None:
+    """Remove temporary files from a folder, and from subfolders that have no lock of their own."""
+    folders = [each for each in folder.iterdir() if each.is_dir() and not each.is_symlink()]
+    folders = [folder, *(each for each in folders if not (each / LOCK_NAME).exists())]
+    for part in itertools.chain.from_iterable(each.glob(".*.part") for each in folders):
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -148,8 +148,8 @@ def draw_loss(history: History, style: Style, dataset: str) -> Figure:
         axes.set(title=measure.capitalize(), xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend()
-    note = "Training values are those of the loss that is minimized, with dropout and augmentation"
-    note += "; they can be worse than validation values."
+    note = "Training values are means over each epoch, with the recipe's dropout, augmentation and "
+    note += "label smoothing; they can be worse than validation values."
     figure.supxlabel(note, fontsize=9, color=GREY)
     return figure
 

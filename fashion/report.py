@@ -28,7 +28,7 @@ STAND_IN_NOTE = "The images were drawn by a program: these results say nothing a
 CAPTIONS = {
     "comparison.png": "Results by class, most frequent confusions, and costs of the models.",
     "learning_curves.png": "Validation loss and accuracy of the models, averaged over the seeds.",
-    "_loss.png": "Loss and accuracy on training and validation images after each epoch.",
+    "_loss.png": "Loss and accuracy on training and validation images by epoch.",
     "_confusion.png": "Confusion matrix of the test images in percent of the true class.",
     "_incorrect.png": "The most confident mistakes of each class.",
     "_correct.png": "Correct predictions with their probabilities.",

@@ -175,9 +175,12 @@ def test_waiting_ends_when_the_other_process_does_and_is_logged_once(
 
 
 def test_files_of_killed_processes_are_removed_and_nothing_else(tmp_path, start_holder):
-    (tmp_path / "runs").mkdir()
+    for name in ("runs", "locked"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "locked" / ".lock").touch()
     parts = [tmp_path / ".a.png.17.part", tmp_path / "runs" / ".cnn.safetensors.18.part"]
     others = [tmp_path / "a.part", tmp_path / ".hidden", tmp_path / "runs" / "b.json"]
+    others.append(tmp_path / "locked" / ".c.png.19.part")  # its owner removes it
     for path in parts + others:
         path.write_bytes(b"content")
     holder, _ = start_holder(tmp_path)

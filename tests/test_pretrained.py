@@ -51,7 +51,7 @@ def test_drawings_are_classified_without_training(tmp_path, monkeypatch, capsys)
 
 def test_models_are_rounded_and_scored_again(trained_folder, small_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "PRETRAINED_FOLDER", tmp_path)
-    options = ["--out", str(trained_folder), "--data-dir", str(small_folder)]
+    options = ["--checkpoints", str(trained_folder), "--data-dir", str(small_folder)]
     assert cli.run(pretrained.parse_arguments, pretrained.main, options) == 0
     dataset = load_dataset(FASHION_MNIST, small_folder)
     paths = {name: tmp_path / f"{name}{SUFFIX}" for name in MODELS}

@@ -105,15 +105,13 @@ def test_each_image_is_judged_by_the_teacher_that_has_not_seen_it(dataset, argum
         images = dataset.images[mine]
         for view, changed in ((record.UNCHANGED, images), (record.UNCHANGED + 1, images.flip(2))):
             logits = predict_logits(trainer.averaged, changed, dataset.mean, dataset.std)
-            torch.testing.assert_close(
-                table[mine, view].float(), logits.softmax(1), atol=2e-3, rtol=0
-            )
+            torch.testing.assert_close(table[mine, view].float(), logits, atol=2e-3, rtol=2e-3)
 
 
 def test_student_learns_from_what_the_teacher_said_of_the_view_that_it_is_shown(
     dataset, arguments, trained
 ):
-    table = record.teach(arguments, dataset, torch.float32)
+    table = record.teach(arguments, dataset, torch.float32).float().softmax(2)
     settings = MODELS["ffn"], dataset, record.BEST_RECIPES["ffn"], 0, torch.float32
     student = record.Student(*settings, table=table, fingerprint="a")
     folds = record.fold_numbers(len(dataset.labels))
@@ -154,7 +152,7 @@ def test_ffn_is_taught_and_both_models_are_compared(run, tmp_path, monkeypatch, 
         monkeypatch.setattr(plots, slow, lambda *_: Figure())
     out = tmp_path / "out"
     assert run("--out", out) == 0
-    assert "images without which it was trained are correct" in capsys.readouterr().out
+    assert "of the 120 images left out correctly." in capsys.readouterr().out
     kinds = ("loss", "correct", "incorrect", "confusion")
     pictures = {f"{name}_{kind}.png" for name in SMALL for kind in kinds}
     files = {path.name for path in out.iterdir() if path.suffix in (".png", ".json")}

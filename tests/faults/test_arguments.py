@@ -21,6 +21,7 @@ SCRIPTS = {
     "experiments.benchmark": [],
     "experiments.ablation": [],
     "experiments.record": [],
+    "experiments.why_convolution": [],
 }
 # Everything that a command line can hold, including bytes that are not text.
 TEXT = st.binary(max_size=12).map(lambda raw: os.fsdecode(raw.replace(b"\0", b"0")))

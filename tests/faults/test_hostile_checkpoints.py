@@ -361,6 +361,9 @@ def test_mutated_resume_file_is_used_or_rejected(tmp_path, trainer, long, trial)
                 assert "resume.pt" in str(error)
             else:
                 assert resumed.history == trainer.history
+                torch.testing.assert_close(
+                    resumed.model.state_dict(), trainer.model.state_dict(), rtol=0, atol=0
+                )
     assert rejected
 
 
