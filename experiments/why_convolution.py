@@ -3,9 +3,9 @@
     python -m experiments.why_convolution
 
 Trains both networks with their quick recipes, whole and changed in one respect, and writes
-why_convolution.json and two pictures to the folder outputs/why_convolution. Finished trainings and
-their predictions are saved in its subfolder runs and not repeated. Takes about 20 minutes on two
-CPU cores.
+why_convolution.json and two pictures to the folder outputs/why_convolution. No blocks are frozen,
+because other tasks may need them longer. Finished trainings and their predictions are saved in its
+subfolder runs and not repeated. Takes about 25 minutes on two CPU cores.
 """
 
 import argparse
@@ -31,7 +31,6 @@ from fashion.evaluation import predict_logits
 from fashion.files import UsageError, lock_folder, prepare_folder, write_json
 from fashion.layers import count_parameters
 from fashion.plots import save_figure
-from fashion.recipe import Recipe
 from fashion.runs import Run, find_run, run_path, save_run, score
 from fashion.training import Trainer
 from models import MODELS, STYLES
@@ -39,9 +38,6 @@ from models import MODELS, STYLES
 SEEDS = 3
 PERMUTATION_SEED = 0
 TRAINING_SIZES = (500, 1_500, 5_000, 15_000)  # images, beside all of them
-# Few images are shown often enough to learn from them, in small batches.
-MIN_IMAGES_SHOWN = 30_000
-SMALL_BATCH_SIZE = 128
 QUICK_IMAGES = 5_000  # with --quick
 
 
@@ -136,18 +132,16 @@ def change_dataset(dataset: Dataset, variant: Variant, seed: int) -> Dataset:
     """Return the dataset that a variant is trained and tested on.
 
     A seed chooses the images of a reduced training part, so that the spread over seeds includes
-    their choice.
+    their choice. They are repeated, so that all trainings have the same number of steps.
     """
     if variant.images:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(dataset.train_indices), generator=generator)
         chosen = dataset.train_indices[order[: variant.images].to(dataset.images.device)]
         mean, std = pixel_statistics(dataset.images[chosen])
-        # Validating many short epochs on all images would take longer than training.
-        validation = dataset.validation_indices[: variant.images]
-        dataset = replace(
-            dataset, train_indices=chosen, validation_indices=validation, mean=mean, std=std
-        )
+        count = len(dataset.train_indices)
+        repeated = chosen.repeat(math.ceil(count / len(chosen)))[:count]
+        dataset = replace(dataset, train_indices=repeated, mean=mean, std=std)
     if variant.permuted:
         dataset = replace(
             dataset, images=permute(dataset.images), test_images=permute(dataset.test_images)
@@ -155,20 +149,12 @@ def change_dataset(dataset: Dataset, variant: Variant, seed: int) -> Dataset:
     return dataset
 
 
-def shorten_recipe(recipe: Recipe, image_count: int) -> Recipe:
-    """Return a quick recipe for a number of training images: more epochs if they are few."""
-    epochs = math.ceil(MIN_IMAGES_SHOWN / image_count)
-    if epochs <= recipe.epochs:
-        return recipe
-    return replace(recipe, epochs=epochs, batch_size=SMALL_BATCH_SIZE)
-
-
 def make_trainer(variant: Variant, dataset: Dataset, seed: int) -> Trainer:
     """Return the trainer of a variant."""
     network = MODELS[variant.model]
     changed = change_dataset(dataset, variant, seed)
-    recipe = shorten_recipe(network.quick_recipe, len(changed.train_indices))
-    recipe = replace(recipe, model={**recipe.model, **variant.arguments})
+    recipe = network.quick_recipe
+    recipe = replace(recipe, freeze=[], model={**recipe.model, **variant.arguments})
     return Trainer(network, changed, recipe, seed, choose_precision("auto", changed.images.device))
 
 
@@ -194,7 +180,8 @@ def predict_distorted(run: Run, dataset: Dataset, folder: Path) -> dict[str, tor
         For each distortion uint8 (levels, 10000).
     """
     path = run_path(folder, run.name, run.seed, ".distorted.safetensors")
-    identity = run.identity | {"levels": {each.name: list(each.levels) for each in DISTORTIONS}}
+    levels = {each.name: list(each.levels) for each in DISTORTIONS}
+    identity = run.identity | {"levels": levels, "tested_at": run.tested_at}
     if path.exists():
         saved, metadata = load_tensors(path)
         if metadata == identity:
@@ -253,7 +240,7 @@ def compare_locality(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
 
 
 def compare_sizes(runs: Mapping[str, Sequence[Run]], sizes: Sequence[int]) -> dict[str, Any]:
-    """Return the accuracy for each number of training images, and how many fewer the CNN needs.
+    """Return the accuracy for each number of training images, and how many more the FFN needs.
 
     Args:
         runs: The runs of each variant.
@@ -323,7 +310,7 @@ def print_summary(result: Mapping[str, Any]) -> None:
     for number, size in enumerate(data["images"]):
         pair = [text(data[name][number]) for name in WHOLE]
         factor = data["factor"][number]
-        note = f"   the CNN needs 1/{factor['mean']:.1f} of the images" if factor else ""
+        note = f"   the FFN needs {factor['mean']:.1f} times as many as the CNN" if factor else ""
         print(f"{f'{size:,} training images':<34}{pair[0]:>16}{pair[1]:>16}{note}")
     for each in DISTORTIONS:
         measured = result["robustness"][each.name]

@@ -30,7 +30,6 @@ def small_experiment(monkeypatch, small_folder, tmp_path):
         recipe = replace(network.quick_recipe, model=SMALL[name], epochs=2, batch_size=32)
         monkeypatch.setattr(network, "quick_recipe", recipe)
     monkeypatch.setattr(why, "RESIZED", RESIZED)
-    monkeypatch.setattr(why, "MIN_IMAGES_SHOWN", 300)
     sizes = (50, 110)
     monkeypatch.setattr(why, "TRAINING_SIZES", sizes)
     reduced = {
@@ -132,11 +131,12 @@ def test_variants_change_the_images_and_nothing_else(tiny_dataset):
     assert permuted.labels.equal(tiny_dataset.labels)
     variant = why.Variant("cnn", images=50)
     few, others = (why.change_dataset(tiny_dataset, variant, seed) for seed in (0, 1))
-    assert len(few.train_indices) == len(few.train_indices.unique()) == 50
+    assert len(few.train_indices.unique()) == 50
+    assert set(few.train_indices.bincount().tolist()) == {0, len(tiny_dataset.train_indices) // 50}
     assert set(few.train_indices.tolist()) <= set(tiny_dataset.train_indices.tolist())
     assert not few.train_indices.equal(others.train_indices)
     assert few.mean != tiny_dataset.mean
-    assert few.validation_indices.equal(tiny_dataset.validation_indices[:50])
+    assert few.validation_indices.equal(tiny_dataset.validation_indices)
 
 
 def test_resized_networks_match_the_other_network():
@@ -162,8 +162,8 @@ def test_images_needed_are_interpolated_on_the_logarithmic_axis(accuracy, expect
     assert needed == (expected and pytest.approx(expected))
 
 
-def test_few_images_are_shown_more_often():
-    recipe = MODELS["cnn"].quick_recipe
-    assert why.shorten_recipe(recipe, 55_000) is recipe
-    few = why.shorten_recipe(recipe, 500)
-    assert few.epochs * 500 == why.MIN_IMAGES_SHOWN and few.batch_size == why.SMALL_BATCH_SIZE
+def test_all_networks_are_trained_for_the_same_number_of_steps(tiny_dataset):
+    variants = [why.WHOLE["cnn"], why.PERMUTED["cnn"], why.Variant("cnn", "70-images", images=70)]
+    trainers = [why.make_trainer(each, tiny_dataset, 0) for each in variants]
+    assert len({trainer.total_steps for trainer in trainers}) == 1
+    assert not any(trainer.recipe.freeze for trainer in trainers)
