@@ -38,7 +38,7 @@ FOLDS = 5
 FOLD_SEED = 20170828  # which images each teacher leaves out
 UNCHANGED = 8  # the view without shift and mirroring, see data.augment
 
-# Without label smoothing, the teachers' probabilities are well calibrated.
+# Label smoothing would make the teachers' probabilities less confident than they are accurate.
 TEACHER_RECIPE = replace(MODELS["cnn"].recipe, label_smoothing=0.0)
 # Chosen for accuracy alone, on training images held out from the networks.
 BEST_RECIPES: dict[str, Recipe] = {
