@@ -191,7 +191,7 @@ def train(trainer: Trainer, name: str, state_path: Path, arguments: argparse.Nam
         advice = f"try a lower --lr, such as {recipe.learning_rate / 10:.1g}"
         raise RunError(f"{error}; {advice}") from error
     except KeyboardInterrupt:
-        done = f"epochs 1 to {saved} are saved in {state_path}" if saved else "no epoch is saved"
+        done = f"saved up to epoch {saved} in {state_path}" if saved else "no epoch is saved"
         words = [word for word in arguments.command if word != "--resume"]
         command = shlex.join([*words, "--resume"])
         raise KeyboardInterrupt(

@@ -233,6 +233,11 @@ def choose_kernels(checkpoint: Checkpoint, layer: int) -> tuple[np.ndarray, list
     return chosen[order], list(map(explain_plots.kernel_name, chosen[order], kinds))
 
 
+def _describe_number(shown: int, count: int) -> str:
+    """Return how many of the kernels a figure shows, in words."""
+    return f"all {count} kernels" if shown == count else f"{shown} of {count} kernels"
+
+
 def draw_kernel_grid(inputs: Inputs) -> Figure:
     """Draw the kernels of a layer before and after training."""
     layer = inputs.arguments.layer or 1
@@ -240,7 +245,7 @@ def draw_kernel_grid(inputs: Inputs) -> Figure:
     tiles, slices = explain.kernel_tiles(inputs.cnn.model, layer)
     before = conv_blocks(explain.untrained_model(inputs.cnn))[layer - 1].conv.weight.detach()
     title = f"Kernels of convolution {layer}, {inputs.subject}\n"
-    title += f"{len(numbers)} of {len(tiles)} kernels"
+    title += _describe_number(len(numbers), len(tiles))
     if before.shape[1] > 1:
         title += f"; shown: the largest of the {before.shape[1]} slices of each"
     before_tiles = before[numbers, slices[numbers]].numpy()
@@ -255,7 +260,7 @@ def draw_image_transform_grid(inputs: Inputs) -> Figure:
     maps = (inputs.progression.rectified if after else inputs.progression.responses)[layer - 1]
     stage = " after batch norm and ReLU, without pooling" if after else ""
     title = f"Feature maps of convolution {layer}{stage}, {inputs.subject}\n"
-    title += f"{caption}; {len(numbers)} of {len(maps)} kernels"
+    title += f"{caption}; {_describe_number(len(numbers), len(maps))}"
     return explain_plots.draw_image_transform(image, maps[numbers], names, not after, title)
 
 
@@ -272,7 +277,7 @@ def check_units(inputs: Inputs) -> tuple[int, int]:
     count = conv_blocks(inputs.cnn.model)[layer - 1].conv.out_channels
     for unit in inputs.arguments.units or ():
         if unit >= count:
-            raise UsageError(f"--units {unit}: layer {layer} has the units 0 to {count - 1}")
+            raise UsageError(f"--units {unit}: block {layer} has units 0 to {count - 1}")
     return layer, count
 
 
@@ -284,8 +289,9 @@ def draw_top_activations(inputs: Inputs) -> Figure:
     shown = f"{len(units)}" if wanted else f"the {len(units)} most class-selective"
     title = (
         f"The {IMAGES_PER_UNIT} test images that activate each unit most, {inputs.subject}\n"
-        f"{shown} of {count} units of block {layer}; bright: the patch that causes the activation\n"
-        "above each image: true class and activation"
+        f"{shown} of {count} units of block {layer}; framed: the patch that causes the activation\n"
+        "above each image: true class and activation\n"
+        "selectivity: 0 if a unit is equally active for all classes, 1 if for one class only"
     )
     return explain_plots.draw_top_activations(units, images.numpy(), labels.numpy(), title)
 

@@ -2,8 +2,9 @@
 
     python predict.py shoe.jpg
 
-Prints the predictions of all models for each picture, and writes prediction.png to the folder
-outputs: the picture, the input of the models, their probabilities, and saliency maps.
+Prints the predictions of all models for each picture. Writes prediction.png to the folder outputs:
+the picture, the input of the models, their probabilities, and saliency maps. The page report.html
+there shows it.
 """
 
 import argparse
@@ -25,8 +26,10 @@ from fashion.evaluation import energy, predict_logits
 from fashion.explain import occlusion
 from fashion.explain_plots import PictureReport, draw_reports
 from fashion.files import RunError, UsageError, prepare_folder
+from fashion.page import write_page
 from fashion.photo import prepare_with_doubt, read_photo
 from fashion.plots import save_figure
+from fashion.report import PREDICTION_NAME
 from models import MODELS, STYLES
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -75,13 +78,15 @@ def main(arguments: argparse.Namespace) -> None:
         for report in reports:
             print(to_text(report))
     if reports:
-        path = arguments.out / "prediction.png"
-        title = f"Predictions of models trained on {TITLES[next(iter(models.values())).dataset]}"
+        path = arguments.out / PREDICTION_NAME
+        dataset = TITLES[next(iter(models.values())).dataset]
+        title = f"Predictions of the models in {folder.resolve().name}, trained on {dataset}"
         if len(reports) > MAX_ROWS:
             title += f"\nthe first {MAX_ROWS} of {len(reports)} pictures"
         save_figure(draw_reports(reports[:MAX_ROWS], STYLES, title), path)
+        page = write_page(arguments.out)
         if not arguments.json:
-            cli.print_files([path])
+            cli.print_files([path, page])
     if errors:
         kind = RunError if any(isinstance(error, RunError) for error in errors) else UsageError
         raise kind(f"{len(errors)} of {len(errors) + len(reports)} pictures could not be used")
@@ -193,10 +198,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"folder with the models (default: {cli.OUTPUT_FOLDER} if it holds models, else those "
         "shipped with this project)",
     )
-    help_json = "print a JSON list with file and doubt of each picture and, by model, label, "
-    help_json += f"probability, top{TOP_CLASSES}, energy_above_limit and familiar"
+    help_json = "print JSON instead of text: for each picture its file and doubt, and for each "
+    help_json += f"model label, probability, top{TOP_CLASSES}, energy_above_limit and familiar"
     parser.add_argument("--json", action="store_true", help=help_json)
-    cli.add_out_option(parser, "prediction.png")
+    cli.add_out_option(parser, PREDICTION_NAME)
     return parser.parse_args(argv)
 
 

@@ -14,7 +14,7 @@ from fashion.plots import GREY, Style, format_percent, make_figure, styled
 
 SAMPLE_CLASS = "Ankle boot"  # of the image that shows the distortions; it has a direction
 PANEL_COLUMNS = 4
-SPREAD = "Bands and bars: one standard\ndeviation over the seeds"
+SPREAD = "one standard deviation over the seeds"
 
 
 @styled()
@@ -42,7 +42,9 @@ def draw_robustness(
     handles, labels = panels[0].get_legend_handles_labels()
     for axes in panels[len(DISTORTIONS) :]:
         axes.axis("off")
-    panels[len(DISTORTIONS)].legend(handles, labels, loc="center", fontsize=12, title=SPREAD)
+    panels[len(DISTORTIONS)].legend(
+        handles, labels, loc="center", fontsize=12, title=f"Bands:\n{SPREAD}"
+    )
     return figure
 
 
@@ -68,7 +70,7 @@ def draw_causes(
     draw_samples(locality, [dataset.test_images[index], permuted[index]])
     _draw_sizes(data, result["data"], styles)
     _draw_resized(size, result["size"], styles)
-    figure.supxlabel(SPREAD.replace("\n", " "), fontsize=9, color=GREY)
+    figure.supxlabel(f"Bands and bars: {SPREAD}", fontsize=9, color=GREY)
     return figure
 
 
@@ -129,7 +131,7 @@ def _draw_locality(axes: Axes, locality: Mapping[str, Any], styles: Mapping[str,
     axes.set_xlim(-0.6, 1.6)
     axes.margins(y=0.2)
     axes.set_xticks(range(2), kinds)
-    axes.set_title("Locality: pixels permuted in all images alike", loc="left")
+    axes.set_title("Locality: pixels permuted, the same in all images", loc="left")
     axes.set_ylabel("test accuracy")
     format_percent(axes.yaxis)
     axes.legend(loc="lower left")

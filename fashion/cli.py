@@ -21,7 +21,7 @@ from fashion.download import NETWORK_TIMEOUT
 from fashion.environment import DEVICES, PRECISIONS
 from fashion.files import RunError, UsageError
 from fashion.recipe import Recipe
-from fashion.report import describe_results
+from fashion.report import describe_results, result_files
 from fashion.training import describe_unfinished
 
 DATA_FOLDER, OUTPUT_FOLDER = Path("data"), Path("outputs")
@@ -130,11 +130,11 @@ MAX_RUNS = 10_000
 RECIPE_OPTIONS = (  # option, setting of the recipe, type, help
     ("--epochs", "epochs", number_type(int, 1, 100_000), "passes over the training images"),
     ("--batch-size", "batch_size", image_count, "images per step"),
-    ("--lr", "learning_rate", number_type(float, 0, 1e6, above=True), "peak learning rate"),
-    ("--weight-decay", "weight_decay", number_type(float, 0, 1e6), "weight decay of AdamW"),
+    ("--lr", "learning_rate", number_type(float, 0, 1_000_000, above=True), "peak learning rate"),
+    ("--weight-decay", "weight_decay", number_type(float, 0, 1_000_000), "weight decay of AdamW"),
 )
 HELP = {
-    "--dataset": "auto: Fashion-MNIST, or a drawn stand-in if it is neither on disk nor online",
+    "--dataset": "auto: Fashion-MNIST, or synthetic images if it is neither on disk nor online",
     "--data-dir": "folder with the dataset in FashionMNIST/raw, also for the download",
     "--mirror": "address of a folder with the four archives, tried before torchvision's own",
     "--timeout": "longest wait for one answer from the network",
@@ -142,7 +142,7 @@ HELP = {
     "--seed": "seed of initial weights, order, augmentation and dropout",
     "--runs": "train each model with N seeds, from --seed on, and compare",
     "--device": "device to train on; auto: the fastest available",
-    "--precision": "of matrix products; auto: bfloat16 if the hardware has it",
+    "--precision": "precision of matrix products; auto: bfloat16 if the hardware has it",
     "--resume": "continue an interrupted run with the same settings after its last finished epoch",
     "--overwrite": "discard an interrupted run in the output folder instead of refusing to start",
 }
@@ -219,17 +219,19 @@ def add_training_options(parser: argparse._ActionsContainer) -> None:
 
 def check_previous_results(arguments: argparse.Namespace, state_paths: Iterable[Path]) -> None:
     """Refuse to overwrite an unfinished training, and print which results will be replaced."""
+    state_paths = list(state_paths)
     for path in () if arguments.resume or arguments.overwrite else state_paths:
         if unfinished := describe_unfinished(path):
             raise UsageError(
                 f"{path} holds {unfinished}; continue it with --resume, discard it with "
                 "--overwrite, or choose another folder with --out"
             )
-    if previous := describe_results(arguments.out):
-        print(
-            f"The results in {arguments.out} ({previous}) and the pictures of their models will be "
-            "replaced."
-        )
+    resuming = arguments.resume and any(path.exists() for path in state_paths)
+    old = any((arguments.out / name).exists() for name in result_files(arguments.models))
+    if old and not resuming:
+        previous = describe_results(arguments.out)
+        results = f"{arguments.out} ({previous})" if previous else arguments.out
+        print(f"The results in {results} and the pictures of their models will be replaced.")
 
 
 def find_models(names: Iterable[str]) -> Path:

@@ -1,4 +1,4 @@
-"""Load Fashion-MNIST or the drawn stand-in; split, normalize and augment the images."""
+"""Load Fashion-MNIST or synthetic images; split, normalize and augment the images."""
 
 import logging
 import math
@@ -22,11 +22,11 @@ CLASS_COUNT = len(CLASS_NAMES)
 
 FASHION_MNIST = "fashion-mnist"
 SYNTHETIC = "synthetic"
-TITLES = {FASHION_MNIST: "Fashion-MNIST", SYNTHETIC: "drawn stand-in, not Fashion-MNIST"}
+TITLES = {FASHION_MNIST: "Fashion-MNIST", SYNTHETIC: "synthetic images, not Fashion-MNIST"}
 
 # A twelfth of the images of each class, chosen at random, is for validation: 500 of 6,000.
 VALIDATION_SHARE = 1 / 12
-# The split and the stand-in have their own seeds: all runs compare on the same images.
+# The split and the synthetic images have their own seeds, so that they are the same in all runs.
 SPLIT_SEED = 20170828
 SYNTHETIC_SEED = 0
 
@@ -69,11 +69,11 @@ def load_dataset(
     timeout: float = NETWORK_TIMEOUT,
     limit: int | None = None,
 ) -> Dataset:
-    """Load Fashion-MNIST from disk or the network, or draw the stand-in.
+    """Load Fashion-MNIST from disk or the network, or draw synthetic images.
 
     Args:
-        choice: "fashion-mnist", "synthetic" or "auto": Fashion-MNIST, or the stand-in (with a
-            warning in the log) if none of its files is on disk and it cannot be downloaded.
+        choice: "fashion-mnist", "synthetic" or "auto": Fashion-MNIST, or synthetic images (with
+            a warning in the log) if none of its files is on disk and it cannot be downloaded.
         data_dir: Folder in which FashionMNIST/raw holds, or will hold, the four files.
         mirror: Address to try before torchvision's.
         timeout: Seconds to wait for the network.
@@ -102,7 +102,8 @@ def split_indices(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Split labels, int64 (N,), into a training part and a balanced twelfth for validation.
 
     Returns:
-        The indices of both parts, int64, in ascending order. They depend on SPLIT_SEED alone.
+        The indices of both parts, int64, in ascending order. Equal labels are always split in the
+        same way.
     """
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     per_class = round(len(labels) * VALIDATION_SHARE / CLASS_COUNT)

@@ -99,7 +99,8 @@ def describe_device(device: torch.device) -> str:
     """Return a device's name for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()} with {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type.upper()} with {threads} thread{'' if threads == 1 else 's'}"
 
 
 def describe_processor() -> str:

@@ -38,20 +38,20 @@ CLIPPED_PERCENT_OF_WEIGHTS = 2  # some first-layer kernels are many times larger
 ARROWS = "→↗↑↖←↙↓↘"
 SIGNS = {("spot", 1): "●", ("spot", -1): "○", ("area", 1): "■", ("area", -1): "□"}
 LEGEND = (
-    "arrow: edge, from dark to light   ● light spot   ○ dark spot   ■ light area   □ dark area   "
-    "no symbol: other"
+    "symbols of kernels   ↗ edge, from dark to light   ● light spot   ○ dark spot   ■ light area   "
+    "□ dark area   none: other"
 )
 DIMMED = 0.3  # brightness of an image outside a patch
 OUTLINE = 60  # grey level of the contour line in a saliency map
 HEADER_HEIGHT = 0.11  # of the row of scales above saliency maps, relative to the other rows
 NOTE = (
     "Red supports the predicted class, blue opposes it. Each column has its own scale, on which "
-    "colours follow the square root to show small changes. Occlusion: decrease of the log-odds "
-    "ln(p / (1 − p)) of the predicted class, which has the probability p, when the "
-    f"{OCCLUSION_SIZE} × {OCCLUSION_SIZE} pixels around this one are black."
+    "colours follow the square root to show small values. Grey: outline of the input. Occlusion: "
+    "decrease of the log-odds ln(p / (1 − p)) of the predicted class, which has the probability p, "
+    f"when the {OCCLUSION_SIZE} × {OCCLUSION_SIZE} pixels around a pixel are made black."
 )
 NOTE_ON_GRADIENTS = (
-    " Integrated gradients: contribution of this pixel to the log-odds, relative to a black image."
+    " Integrated gradients: contribution of a pixel to the log-odds, relative to a black image."
 )
 # Ten colours for colour-blind readers (Petroff, https://arxiv.org/abs/2107.02270).
 CLASS_COLOURS = matplotlib.color_sequences["petroff10"]
@@ -82,9 +82,10 @@ def draw_kernels(
     # The right part also holds the colour bar, which is about as wide as 1.4 tiles.
     widths = (columns, columns + 1.4)
     left, right = figure.subfigures(1, 2, squeeze=False, wspace=0.04, width_ratios=widths).flat
+    numbers = [name.split()[0] for name in names]  # the kinds are those of the trained kernels
     left.suptitle("before training (random)", fontsize=11)
     right.suptitle("after training", fontsize=11)
-    _draw_tiles(left, untrained, names, scale)
+    _draw_tiles(left, untrained, numbers, scale)
     _add_bar(right, _draw_tiles(right, trained, names, scale), "weight", extend="both")
     return figure
 
@@ -169,8 +170,8 @@ def draw_progression(
     for number, (row, maps) in enumerate(zip(rows, blocks, strict=True), start=1):
         strongest = np.argsort(-maps.std(axis=(1, 2)), kind="stable")[:TILES_PER_ROW]
         row.suptitle(
-            f"output of block {number}: the {len(strongest)} most varied of {len(maps)} feature "
-            f"maps, {maps.shape[1]} × {maps.shape[2]} values each",
+            f"output of block {number}: the {len(strongest)} of {len(maps)} feature maps that "
+            f"vary most, {maps.shape[1]} × {maps.shape[2]} values each",
             fontsize=10,
         )
         scale = _scale(maps[strongest], signed=False)

@@ -12,14 +12,17 @@ from PIL import Image
 from fashion.checkpoint import CONTENT_ERRORS
 from fashion.data import SYNTHETIC
 from fashion.files import RunError, UsageError, write_file
-from fashion.report import CAPTIONS, METRICS_NAME, PAGE_NAME, STAND_IN_NOTE, format_duration
+from fashion.report import CAPTIONS, METRICS_NAME, PAGE_NAME, SYNTHETIC_NOTE, format_duration
 
 MEASURES = {  # label of a row, and how its values are written
     "parameters": ("Parameters", "{:,}".format),
     "train_seconds": ("Training time", format_duration),
     "validation_accuracy": ("Validation accuracy", "{:.2%}".format),
     "test_accuracy": ("Test accuracy", "{:.2%}".format),
-    "flip_averaged_accuracy": ("Test accuracy, averaged over mirror images", "{:.2%}".format),
+    "flip_averaged_accuracy": (
+        "Test accuracy, averaged over each image and its mirror image",
+        "{:.2%}".format,
+    ),
 }
 HEAD = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8">
@@ -72,7 +75,7 @@ def _show_results(metrics: dict[str, Any], comparison: dict[str, Any]) -> str:
         label: [_measure(model, key, write) for model in models.values()]
         for key, (label, write) in MEASURES.items()
     }
-    warning = f"<strong>{STAND_IN_NOTE}</strong>\n" if data["name"] == SYNTHETIC else ""
+    warning = f"<strong>{SYNTHETIC_NOTE}</strong>\n" if data["name"] == SYNTHETIC else ""
     return f"{warning}<p>{escape(note)}.</p>\n{_table(models, rows)}"
 
 

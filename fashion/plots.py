@@ -149,7 +149,7 @@ def draw_loss(history: History, style: Style, dataset: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend()
     note = "Training values are means over each epoch, with the recipe's dropout, augmentation and "
-    note += "label smoothing; they can be worse than validation values."
+    note += "label smoothing, if it has them; they can be worse than validation values."
     figure.supxlabel(note, fontsize=9, color=GREY)
     return figure
 
@@ -293,7 +293,8 @@ def _draw_classes(axes: Axes, models: Mapping[Style, Any], measure: str) -> None
     axes.hlines(heights, means.min(0), means.max(0), color="#CCCCCC", lw=3)
     for style, values, table in zip(models, means, tables, strict=True):
         intervals = [table[name][measure]["ci95"] for name in classes]
-        errors = np.abs(np.array(intervals).T - values) if intervals[0] else None
+        ends = np.clip(np.array(intervals).T, 0, 1) if intervals[0] else None
+        errors = None if ends is None else np.abs(ends - values)
         look: dict[str, Any] = {"fmt": style.marker, "color": style.colour, "label": style.label}
         axes.errorbar(values, heights, xerr=errors, ms=7, capsize=3, **look)
     axes.set_yticks(heights, classes)
@@ -427,7 +428,8 @@ def draw_suspects(suspects: Sequence[Suspect], dataset: Dataset) -> Figure:
         images = dataset.test_images if suspect.part == "test" else dataset.images
         label, guess = CLASS_NAMES[suspect.label], CLASS_NAMES[suspect.suggestion]
         title = f"label: {label}\nmodels: {guess} {suspect.mean_probability:.0%}"
-        caption = f"{suspect.part} image {suspect.index}"
+        file = "test" if suspect.part == "test" else "training"  # holds the validation images too
+        caption = f"{file} file, image {suspect.index}"
         cells.append((images[suspect.index].cpu().numpy(), title, caption))
     _draw_cells(figure.subplots(rows, SUSPECT_COLUMNS, squeeze=False), cells, "black")
     return figure
@@ -445,7 +447,9 @@ def draw_benchmark(models: Mapping[str, dict[str, Any]], styles: Mapping[str, St
     """
     rows = max(len(model["loops"]) for model in models.values())
     height = len(models) * (0.45 * rows + 1.1)
-    figure = make_figure("Training speed of the same networks in several loops", 10, height)
+    figure = make_figure("Training speed of several training loops", 10, height + 0.3)
+    note = "This project: images per second of the default recipe, time of a quick training"
+    figure.supxlabel(note, fontsize=9, color=GREY)
     panels = figure.subplots(len(models), squeeze=False).flat
     for axes, (name, model) in zip(panels, models.items(), strict=True):
         loops = {loop: result for loop, result in model["loops"].items() if result}

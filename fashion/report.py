@@ -20,8 +20,8 @@ from fashion.plots import Style
 from fashion.runs import Run, save_weights
 from fashion.training import Trainer
 
-METRICS_NAME, PAGE_NAME = "metrics.json", "report.html"
-STAND_IN_NOTE = "The images were drawn by a program: these results say nothing about Fashion-MNIST."
+METRICS_NAME, PAGE_NAME, PREDICTION_NAME = "metrics.json", "report.html", "prediction.png"
+SYNTHETIC_NOTE = "The images are synthetic: these results say nothing about Fashion-MNIST."
 
 # Captions of all pictures, in the order in which report.html shows them: by name or, for pictures
 # of one model, by ending. README.md shows the same captions.
@@ -41,7 +41,7 @@ CAPTIONS = {
     "top_activations.png": "The images that most activate a layer's most class-selective units.",
     "saliency.png": "Saliency maps: red pixels support the prediction, blue pixels oppose it.",
     "embedding.png": "t-SNE map of the last hidden layer, coloured by class.",
-    "prediction.png": "What the models see in your own pictures, and which pixels decide.",
+    PREDICTION_NAME: "What the models see in your own pictures, and which pixels decide.",
 }
 # Endings of the files that belong to one model, and the names of all others.
 MODEL_ENDINGS = (SUFFIX, *(name for name in CAPTIONS if name.startswith("_")))
@@ -49,7 +49,7 @@ OTHER_FILES = (
     METRICS_NAME,
     "comparison.json",
     "suspect_labels.csv",
-    *(name for name in CAPTIONS if not name.startswith("_")),
+    *(name for name in CAPTIONS if not name.startswith("_") and name != PREDICTION_NAME),
     PAGE_NAME,
 )
 
@@ -57,7 +57,8 @@ OTHER_FILES = (
 def result_files(names: Iterable[str]) -> list[str]:
     """Return the names of all files that results of these models can consist of.
 
-    They include pictures that other scripts draw, which new models make obsolete.
+    They include the pictures of kernel_vis.py, which new models make obsolete, but not that of
+    predict.py, which is about the user's own pictures.
     """
     of_models = [f"{name}{ending}" for name in names for ending in MODEL_ENDINGS]
     return [*of_models, *OTHER_FILES]
@@ -94,7 +95,7 @@ def print_dataset(dataset: Dataset) -> None:
 
 def print_epoch_header() -> None:
     """Print the header of the table of epochs."""
-    print("    epoch  train loss  val loss  train acc  val acc  learn rate  seconds  time left")
+    print("    epoch  train loss  val loss  train acc  val acc          lr  seconds  time left")
 
 
 def print_epoch(trainer: Trainer, resumed_at: int = 0) -> None:
@@ -116,7 +117,7 @@ def print_epoch(trainer: Trainer, resumed_at: int = 0) -> None:
 
 def print_results(dataset: Dataset, runs: Mapping[str, Run]) -> None:
     """Print one row per model: size, training time and accuracies."""
-    print(f"\nResults on {dataset.title}")
+    print(f"\nResults on {dataset.title}, seed {next(iter(runs.values())).seed}")
     print("model  parameters    train time  val acc  test acc  flip-averaged")
     for name, run in runs.items():
         print(
@@ -124,8 +125,13 @@ def print_results(dataset: Dataset, runs: Mapping[str, Run]) -> None:
             f"{run.history[-1]['validation_accuracy']:>7.2%}  {run.test.accuracy:>8.2%}  "
             f"{run.flip_averaged_accuracy:>13.2%}"
         )
+    note = "flip-averaged: predictions averaged over each image and its mirror image"
+    without = [name.upper() for name, run in runs.items() if not run.metadata["recipe"]["flip"]]
+    if without:
+        note += f" ({', '.join(without)} trained without mirror images)"
+    print(note)
     if dataset.name == SYNTHETIC:
-        print(STAND_IN_NOTE)
+        print(SYNTHETIC_NOTE)
 
 
 def print_comparison(comparison: Mapping[str, Any]) -> None:
@@ -147,8 +153,9 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
             f"  mean {accuracy['mean']:.2%}, standard deviation {accuracy['std']:.2%}, "
             f"{_format_interval(accuracy)}, range {accuracy['min']:.2%} to {accuracy['max']:.2%}\n"
             f"  averaged over each image and its mirror image: mean {averaged['mean']:.2%}, "
-            f"standard deviation {averaged['std']:.2%}; over the {len(accuracy['values'])} "
-            f"networks: {model['ensemble_accuracy']:.2%}\n"
+            f"standard deviation {averaged['std']:.2%}\n"
+            f"  averaged over the {len(accuracy['values'])} networks: "
+            f"{model['ensemble_accuracy']:.2%}\n"
             f"  expected calibration error {model['expected_calibration_error']['mean']:.2%}; "
             f"{model['parameters']:,} parameters, "
             f"{model['multiply_accumulates']:,} multiply-accumulates per image\n"
@@ -208,7 +215,7 @@ def collect_metrics(
         },
         "device": describe_device(dataset.images.device),
         "versions": collect_versions(),
-        "models": {name: run.figures() for name, run in runs.items()},
+        "models": {name: run.measurements() for name, run in runs.items()},
     }
 
 

@@ -90,7 +90,7 @@ class Run:
         """Number of learned parameters."""
         return count_parameters(self.build_model())
 
-    def figures(self) -> dict[str, Any]:
+    def measurements(self) -> dict[str, Any]:
         """Return everything measured on the run, as JSON can represent it."""
         return {
             "parameters": self.parameters,
@@ -165,7 +165,7 @@ def save_run(folder: Path, run: Run) -> None:
     logits = {"validation_logits": run.validation_logits, "test_logits": run.test_logits}
     save_tensors(path.with_suffix(f".logits{SUFFIX}"), logits, {})
     # Last, so that a run with this file is complete.
-    write_json(path, {"identity": run.identity, **run.figures()})
+    write_json(path, {"identity": run.identity, **run.measurements()})
 
 
 def find_run(folder: Path, name: str, trainer: Trainer) -> Run | None:

@@ -1,4 +1,4 @@
-"""Draw a stand-in for Fashion-MNIST: ten classes of garments as shaded silhouettes.
+"""Draw synthetic images in place of Fashion-MNIST: ten classes of garments as shaded silhouettes.
 
 It lets everything run without the data and without an internet connection. It is not a benchmark:
 results on it say nothing about Fashion-MNIST. As there, the images are grey, 28 × 28, on a black

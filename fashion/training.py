@@ -121,7 +121,7 @@ class Trainer:
 
     An epoch is one pass of step over batches, followed by validate. On the same CPU, two trainings
     with equal arguments end with equal weights, bit by bit, however often each was interrupted and
-    resumed. Only one trainer can train at a time, because dropout uses a global generator.
+    resumed. Train one at a time in a process, since dropout draws from torch's global generator.
 
     Args:
         network: The class of the model.

@@ -166,7 +166,7 @@ def test_models_trained_on_different_data_are_rejected(folder, runs):
     save_weights(folder / "cnn.safetensors", run)
     expected = (
         "the models were trained on different data: "
-        f"{folder}/ffn.safetensors on drawn stand-in, not Fashion-MNIST, "
+        f"{folder}/ffn.safetensors on synthetic images, not Fashion-MNIST, "
         f"{folder}/cnn.safetensors on Fashion-MNIST"
     )
     with pytest.raises(UsageError, match=expected):

@@ -23,11 +23,11 @@ def test_auto_draws_the_stand_in_without_files_and_network(
 ):
     dataset = load_dataset("auto", tmp_path)
     assert dataset.name == "synthetic"
-    assert dataset.title == "drawn stand-in, not Fashion-MNIST"
+    assert dataset.title == "synthetic images, not Fashion-MNIST"
     assert len(dataset.train_indices) == 220 and len(dataset.validation_indices) == 20
     assert len(dataset.test_images) == 60
     [record] = caplog.records
-    assert record.levelno == logging.WARNING and "stand-in" in record.getMessage()
+    assert record.levelno == logging.WARNING and "synthetic images" in record.getMessage()
 
 
 @pytest.mark.parametrize("choice", ["auto", "fashion-mnist"])

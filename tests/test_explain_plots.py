@@ -11,7 +11,7 @@ from fashion.files import RunError
 
 NAMES = ["first", "second", "third"]
 STYLES = plots.assign_styles(NAMES)
-TITLE = "The content of the figure, CNN on drawn stand-in, not Fashion-MNIST\nand a second line"
+TITLE = "The content of the figure, CNN on synthetic images, not Fashion-MNIST\nand a second line"
 
 
 def panels(figure):
@@ -98,13 +98,15 @@ def test_kernels_are_named_by_number_and_kind(kind, name):
     assert name[2:] in explain_plots.LEGEND or kind.kind == "edge"
 
 
-def test_kernels_before_and_after_training_share_names_and_a_symmetric_scale(generator):
+def test_kernels_before_and_after_training_share_numbers_and_a_symmetric_scale(generator):
     trained, untrained = generator.normal(size=(2, 9, 3, 3))
     trained[5] = -7  # a larger share than may be clipped
     names = [f"{number} →" for number in range(20, 29)]
     figure = uncut(explain_plots.draw_kernels(trained, untrained, names, TITLE))
     tiles = panels(figure)
-    assert [axes.get_title() for axes in tiles] == names * 2
+    # The symbols are those of the trained kernels.
+    numbers = [name.split()[0] for name in names]
+    assert [axes.get_title() for axes in tiles] == numbers + names
     assert {axes.images[0].get_clim() for axes in tiles} == {(-7, 7)}
     for axes, kernel in zip(tiles, [*untrained, *trained], strict=True):
         assert (array(axes) == kernel).all()
@@ -176,7 +178,7 @@ def test_saliency_has_one_scale_per_method_and_model(generator, count):
     images = generator.integers(0, 256, (2, 28, 28), dtype=np.uint8)
     explanations = [make_explanations(generator, names, scale) for scale in (5, 20)]
     captions = ["test image 1234: Ankle boot", "two"]
-    title = "Saliency maps, drawn stand-in, not Fashion-MNIST"
+    title = "Saliency maps, synthetic images, not Fashion-MNIST"
     figure = uncut(explain_plots.draw_saliency(images, captions, explanations, STYLES, title))
     first, *columns = np.array(figure.axes).reshape(3, 1 + 2 * count).T
     for axes, image, caption in zip(first[1:], images, captions, strict=True):

@@ -104,7 +104,7 @@ def test_metrics_are_complete(short_run):
     metrics = read_metrics(short_run[0])
     assert set(metrics) == {"settings", "versions", "device", "dataset", "seed", "models"}
     assert metrics["versions"]["torch"] == torch.__version__
-    assert metrics["dataset"]["title"] == "drawn stand-in, not Fashion-MNIST"
+    assert metrics["dataset"]["title"] == "synthetic images, not Fashion-MNIST"
     assert metrics["settings"]["recipes"]["cnn"]["batch_size"] == 100
     assert metrics["settings"]["models"]["cnn"]["channels"] == [32, 64, 128]
     assert list(metrics["models"]) == ["ffn", "cnn"]
@@ -135,7 +135,7 @@ def test_output_lists_epochs_results_files_and_the_next_command(short_run):
 def test_results_on_the_stand_in_are_marked(short_run):
     out, printed = short_run
     closing = printed[printed.index("Results on") :]
-    assert "drawn stand-in, not Fashion-MNIST" in closing.splitlines()[0]
+    assert "synthetic images, not Fashion-MNIST" in closing.splitlines()[0]
     assert "say nothing about Fashion-MNIST" in closing
     for name, network in MODELS.items():
         assert load_weights(out / f"{name}.safetensors", network).dataset == "synthetic"
@@ -227,7 +227,7 @@ def test_interrupted_run_resumes_to_the_same_end(
     arguments = [*SHORT, "--models", "cnn", "--out", tmp_path / "a folder"]
     assert run(*arguments) == 130
     message = capsys.readouterr().err
-    assert "epochs 1 to 1 are saved in" in message
+    assert "saved up to epoch 1 in" in message
     command = message.strip().splitlines()[-1]
     assert not (tmp_path / "a folder" / "cnn.safetensors").exists()
 
@@ -520,7 +520,8 @@ def test_unfinished_training_of_another_model_stays(unfinished, no_pictures):
 def test_files_of_earlier_results_are_replaced_or_removed(series, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(series[0], out)
-    for name in ("kernel_grid.png", "prediction.png", "cnn.resume.pt", "recording.safetensors"):
+    Image.new("L", (9, 9)).save(out / "prediction.png")  # of the user's own pictures
+    for name in ("kernel_grid.png", "cnn.resume.pt", "recording.safetensors"):
         (out / name).write_text("of the earlier models")
     (out / "notes.txt").write_text("of the user")
     assert run(*SHORT, "--models", "ffn", "--seed", "5", "--out", out) == 0
@@ -528,9 +529,17 @@ def test_files_of_earlier_results_are_replaced_or_removed(series, tmp_path, caps
     assert f"The results in {out} (seed 0, epochs: ffn 2, cnn 2)" in printed
     pictures = {f"ffn_{kind}.png" for kind in ("loss", "correct", "incorrect", "confusion")}
     files = {"ffn.safetensors", "ffn.resume.pt", "metrics.json", "report.html"}
-    files |= {"runs", ".lock", "notes.txt"}
+    files |= {"runs", ".lock", "notes.txt", "prediction.png"}
     assert {path.name for path in out.iterdir()} == pictures | files
     assert read_metrics(out)["seed"] == 5
+
+
+def test_replacing_figures_without_results_is_announced(tmp_path, no_pictures, capsys):
+    (tmp_path / "kernel_grid.png").write_text("of other models")
+    assert run(*SHORT, "--models", "ffn", "--out", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert f"The results in {tmp_path} and the pictures of their models will be" in printed
+    assert not (tmp_path / "kernel_grid.png").exists()
 
 
 def test_output_folder_may_be_the_data_folder(small_folder, no_pictures):

@@ -98,7 +98,11 @@ def test_page_shows_results_pictures_and_settings_of_one_run(tmp_path):
         ["Validation accuracy", "90.62%", "90.62%"],
         ["Test accuracy", "87.50%", "87.50%"],
     ]
-    assert shown.rows[5][:3] == ["Test accuracy, averaged over mirror images", "93.75%", "93.75%"]
+    assert shown.rows[5][:3] == [
+        "Test accuracy, averaged over each image and its mirror image",
+        "93.75%",
+        "93.75%",
+    ]
     order = []
     for name in page.CAPTIONS:
         order += [f"{model}{name}" for model in "ba"] if name[0] == "_" else [name]

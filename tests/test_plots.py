@@ -297,7 +297,7 @@ def test_suspects_show_image_label_and_prediction(dataset):
     assert (first.images[0].get_array() == dataset.test_images[3].numpy()).all()
     assert (second.images[0].get_array() == dataset.images[5].numpy()).all()
     assert first.get_title() == "label: Shirt\nmodels: T-shirt/top 97%"
-    assert second.get_xlabel() == "validation image 5"
+    assert second.get_xlabel() == "training file, image 5"
     assert "2 images whose" in figure.get_suptitle()
 
 

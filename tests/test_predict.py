@@ -86,7 +86,7 @@ def test_predictions_of_three_models_are_printed_and_drawn(
     assert lines[1].split(": ")[1] == lines[3].split(": ")[1]
     for label in ("FFN", "CNN", "THIRD"):
         assert any(title.startswith(label) for title in titles)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["prediction.png"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"prediction.png", "report.html"}
     with Image.open(tmp_path / "out" / "prediction.png") as image:
         assert min(image.size) > 400
 
@@ -165,7 +165,7 @@ def test_first_of_many_pictures_are_drawn_and_all_are_classified(
     assert capsys.readouterr().out.count("CNN: ") == 3
     (figure,) = figures
     assert "the first 2 of 3 pictures" in figure.get_suptitle()
-    assert "drawn stand-in, not Fashion-MNIST" in figure.get_suptitle()
+    assert "synthetic images, not Fashion-MNIST" in figure.get_suptitle()
     assert sum(bool(axes.images) for axes in figure.axes) >= 2 * 4
 
 

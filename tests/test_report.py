@@ -71,16 +71,34 @@ def test_results_are_a_row_per_model_and_the_stand_in_is_pointed_out(capsys):
         history=[{"validation_accuracy": 0.90625}],
         test=Evaluation(0.25, 0.875, [], []),
         flip_averaged_accuracy=0.9375,
+        seed=3,
+        metadata={"recipe": {"flip": True}},
     )
     for name, warning in (("fashion-mnist", []), ("synthetic", ["nothing about Fashion-MNIST."])):
         dataset = SimpleNamespace(name=name, title="some images")
         report.print_results(dataset, {"ffn": run, "third": run})
         title, header, *rows = capsys.readouterr().out.strip().splitlines()
-        assert title == "Results on some images"
+        assert title == "Results on some images, seed 3"
         assert " ".join(rows[0].split()) == "FFN 567,434 2 min 5 s 90.62% 87.50% 93.75%"
         assert rows[1].startswith("THIRD ")
         assert len(header) == len(rows[0]) == len(rows[1])
-        assert [line[-len(warning[0]) :] for line in rows[2:]] == warning
+        assert rows[2].endswith("averaged over each image and its mirror image")
+        assert [line[-len(warning[0]) :] for line in rows[3:]] == warning
+
+
+def test_models_trained_without_mirror_images_are_named(capsys):
+    run = SimpleNamespace(
+        parameters=1,
+        train_seconds=1.0,
+        history=[{"validation_accuracy": 0.5}],
+        test=Evaluation(0.25, 0.5, [], []),
+        flip_averaged_accuracy=0.25,
+        seed=0,
+        metadata={"recipe": {"flip": False}},
+    )
+    dataset = SimpleNamespace(name="fashion-mnist", title="some images")
+    report.print_results(dataset, {"ffn": run})
+    assert "(FFN trained without mirror images)" in capsys.readouterr().out
 
 
 def test_comparison_shows_any_number_of_models(capsys):

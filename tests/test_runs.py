@@ -92,7 +92,7 @@ def test_saved_weights_are_a_checkpoint(folder, run):
 
 def test_json_file_has_settings_and_results(folder, run):
     figures = json.loads((folder / "ffn-seed3.json").read_text())
-    assert figures == {"identity": run.identity, **run.figures()}
+    assert figures == {"identity": run.identity, **run.measurements()}
     assert figures["identity"] | {"epochs": 2, "seed": 3, **MODEL} == figures["identity"]
     assert figures["test_accuracy"] == run.test.accuracy
     assert figures["confusion_matrix"] == run.test.confusion_matrix
@@ -211,4 +211,4 @@ def test_run_of_another_environment_is_used_with_a_warning(folder, trainer, monk
     monkeypatch.setattr(torch, "__version__", "0.0.1")
     run = find_run(folder, "ffn", trainer)
     assert "this process has torch 0.0.1" in caplog.text
-    assert run.figures()["environment"]["torch"] != "0.0.1"
+    assert run.measurements()["environment"]["torch"] != "0.0.1"

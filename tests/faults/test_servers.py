@@ -125,7 +125,7 @@ def files(folder):
 def test_bad_server_is_reported_and_leaves_no_file(tmp_path, small_files, raw_server, trial, lie):
     talk, reason = (LIES | STALLS)[lie]
     address = raw_server(talk)
-    with trial("lying servers, no other source"):
+    with trial("servers with wrong files, no other source"):
         with pytest.raises(NoSourceError, match=f"{address}: .*({reason})"):
             load_fashion_mnist(tmp_path, address, SHORT if lie in STALLS else 10)
         assert not files(tmp_path)
@@ -142,7 +142,7 @@ def test_endless_answer_is_cut_off(tmp_path, small_files, raw_server, monkeypatc
             connection.sendall(bytes(65536))
             sent.append(65536)
 
-    with trial("lying servers, no other source"):
+    with trial("servers with wrong files, no other source"):
         with pytest.raises(NoSourceError, match="more than 1,000,000 bytes"):
             load_fashion_mnist(tmp_path, raw_server(flood), 10)
         assert not files(tmp_path)
@@ -157,7 +157,7 @@ def test_next_address_is_used_after_a_bad_server(
     monkeypatch.setattr(FashionMNIST, "mirrors", [good])
     # The time-out applies to the good server as well, which may be slow on a busy machine.
     timeout = 2 if lie in STALLS else 10
-    with trial("lying servers, another source"):
+    with trial("servers with wrong files, another source"):
         (images, _), _ = load_fashion_mnist(tmp_path, raw_server((LIES | STALLS)[lie][0]), timeout)
         assert len(images) == 240 and len(files(tmp_path)) == 8
 
@@ -173,7 +173,7 @@ def test_wrong_archive_is_never_kept(tmp_path, small_files, serve, monkeypatch, 
     if change == "plain MNIST":
         wrong = hashlib.md5(lie(TRAIN_IMAGES, None)).hexdigest()
         monkeypatch.setattr(download, "MNIST_MD5", {wrong})
-    with trial("lying servers, no other source"):
+    with trial("servers with wrong files, no other source"):
         reason = change if change == "plain MNIST" else WRONG
         with pytest.raises(NoSourceError, match=reason):
             load_fashion_mnist(tmp_path, serve(lie))
