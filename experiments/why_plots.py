@@ -131,7 +131,7 @@ def _draw_locality(axes: Axes, locality: Mapping[str, Any], styles: Mapping[str,
     axes.set_xlim(-0.6, 1.6)
     axes.margins(y=0.2)
     axes.set_xticks(range(2), kinds)
-    axes.set_title("Locality: pixels permuted, the same in all images", loc="left")
+    axes.set_title("Locality: pixels in a fixed random order", loc="left")
     axes.set_ylabel("test accuracy")
     format_percent(axes.yaxis)
     axes.legend(loc="lower left")
