@@ -13,7 +13,7 @@ import contextlib
 import math
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ def main(
 
     Args:
         arguments: The command line.
-        trainer_type: Returns a trainer for the arguments of Trainer, such as a subclass.
+        trainer_type: Returns a trainer for the arguments of Trainer. experiments.record passes
+            another one, which trains with a teacher.
         **settings: Further settings to write to metrics.json.
     """
     names, series = arguments.models, arguments.series
@@ -229,13 +230,7 @@ def write_results(
     first = {name: runs[name, arguments.seed] for name in names if (name, arguments.seed) in runs}
     complete = len(runs) == len(names) * arguments.runs
     comparison: dict[str, Any] = {}
-    written = set(first) - set(new)
-    stale = [f"{name}.resume.pt" for name in MODELS if name not in names]
-    stale = [name for name in stale if not describe_unfinished(out / name)]
-    if not arguments.record:
-        stale.append(RECORDING_NAME)
-    stale += report.result_files(name for name in MODELS if name not in written)
-    with replace_files(out, stale) as folder:
+    with replace_files(out, find_stale_files(arguments, set(first) - set(new))) as folder:
         for name in new:
             report.write_run(folder, dataset, first[name], STYLES[name])
         write_json(folder / report.METRICS_NAME, report.collect_metrics(dataset, first, settings))
@@ -253,6 +248,19 @@ def write_results(
     if arguments.runs > 1:
         report.print_comparison(comparison)
     print_outcome(arguments)
+
+
+def find_stale_files(arguments: argparse.Namespace, written: Collection[str]) -> list[str]:
+    """Return the names of files that may be left from earlier models in the output folder.
+
+    The models in `written` already have their new files. Unfinished trainings of models that this
+    command does not train are kept.
+    """
+    states = [f"{name}.resume.pt" for name in MODELS if name not in arguments.models]
+    stale = [name for name in states if not describe_unfinished(arguments.out / name)]
+    if not arguments.record:
+        stale.append(RECORDING_NAME)
+    return [*stale, *report.result_files(name for name in MODELS if name not in written)]
 
 
 def print_outcome(arguments: argparse.Namespace) -> None:

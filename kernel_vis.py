@@ -51,8 +51,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Draw and write one figure after the other."""
     inputs = Inputs(arguments)
     wanted = choose_figures(inputs)
-    # Reject invalid requests before writing anything.
-    check_units(inputs)
+    check_units(inputs)  # reports mistakes before anything is written
     print(f"Models: {arguments.checkpoint.parent}")
     if OF_IMAGE & set(wanted):
         print(f"{inputs.image[1]}; {inputs.prediction}")
