@@ -57,8 +57,8 @@ OTHER_FILES = (
 def result_files(names: Iterable[str]) -> list[str]:
     """Return the names of all files that results of these models can consist of.
 
-    They include the pictures of kernel_vis.py, which new models make obsolete, but not that of
-    predict.py, which is about the user's own pictures.
+    They include figures of what a model has learned, which new models make obsolete, but not the
+    predictions for the user's own pictures.
     """
     of_models = [f"{name}{ending}" for name in names for ending in MODEL_ENDINGS]
     return [*of_models, *OTHER_FILES]

@@ -238,7 +238,9 @@ def test_signal_ends_a_training_with_the_command_to_continue(tmp_path, trial, nu
         os.kill(process.pid, number)
         assert wait_for_end(process) == status
         printed = log.read_text()
-        assert "are saved in" in printed and "--resume" in printed and "Traceback" not in printed
+        assert (
+            "saved up to epoch" in printed and "--resume" in printed and "Traceback" not in printed
+        )
         assert {path.name for path in out.iterdir()} == {LOCK_NAME, "ffn.resume.pt"}
 
 
