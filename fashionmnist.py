@@ -336,7 +336,7 @@ def parse_options(
     training.add_argument(
         "--deterministic",
         action="store_true",
-        help="reproduce results bit by bit on a GPU too, at lower speed; a CPU always does",
+        help="reproduce results bit for bit on a GPU too, at lower speed; a CPU always does",
     )
     training.add_argument(
         "--record",

@@ -112,7 +112,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.Parser("kernel_vis.py", "Look inside the trained networks.")
     figures = [*FIGURES, RECORDING]
     help_only = f"figures to draw, of: {', '.join(figures)} "
-    help_only += "(default: all; with --image FILE the first three, which need no test images)"
+    help_only += f"(default: all, {RECORDING} if it was recorded; with --image FILE the first "
+    help_only += "three, which need no test images)"
     parser.add_argument("--only", nargs="+", choices=figures, metavar="NAME", help=help_only)
     parser.add_argument(
         "--checkpoint",
@@ -316,7 +317,10 @@ def draw_saliency(inputs: Inputs) -> Figure:
                 explain.integrated_gradients(model, images[index], label),
             )
         explanations.append(by_model)
-    title = f"Saliency maps, {TITLES[inputs.cnn.dataset]}"
+    title = (
+        f"Saliency maps, {TITLES[inputs.cnn.dataset]}\n"
+        f"images whose least confident prediction is nearest to {SALIENCY_CONFIDENCE:.0%}"
+    )
     chosen = images[list(examples)]
     return explain_plots.draw_saliency(chosen, captions, explanations, STYLES, title)
 

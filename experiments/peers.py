@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from experiments.timing import SEED, call_in_own_process, use_torch_dropout
 from fashion.data import CLASS_COUNT, IMAGE_SIZE, Dataset, normalize
 from fashion.environment import autocast
-from fashion.layers import KERNEL_SIZE
+from fashion.layers import KERNEL_SIZE, Network
 from models import MODELS
 
 MIN_EPOCHS = 4  # so that the median without the first epoch, which compiles, has three values
@@ -60,11 +60,15 @@ class Images:
         return order[: len(order) // BATCH_SIZE * BATCH_SIZE].reshape(-1, BATCH_SIZE)
 
 
+def build_network(name: str) -> Network:
+    """Return the network that all loops train: that of the quick recipe."""
+    return MODELS[name](**MODELS[name].quick_recipe.model)
+
+
 def train_torch(name: str, images: Images, precision: torch.dtype) -> Epochs:
     """Train the classic loop made fast: one tensor, large batches, autocast, channels_last."""
     torch.manual_seed(SEED)
-    network = MODELS[name]
-    model = network(**network.quick_recipe.model).to(memory_format=torch.channels_last)
+    model = build_network(name).to(memory_format=torch.channels_last)
     use_torch_dropout(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     (x, y), (test_x, test_y) = (
@@ -106,7 +110,7 @@ def train_keras(name: str, images: Images, precision: torch.dtype) -> Epochs:
     keras.utils.set_random_seed(SEED)
     if precision == torch.bfloat16:
         keras.mixed_precision.set_global_policy("mixed_bfloat16")
-    arguments = MODELS[name](**MODELS[name].recipe.model).arguments
+    arguments = build_network(name).arguments
     model = keras.Sequential([keras.Input((IMAGE_SIZE, IMAGE_SIZE, 1))])
     for channels, pixels in _convolutions(arguments):
         padding = "same" if pixels else "valid"
@@ -142,7 +146,7 @@ def train_flax(name: str, images: Images, precision: torch.dtype) -> Epochs:
     from flax import nnx
 
     dtype = jnp.bfloat16 if precision == torch.bfloat16 else jnp.float32
-    arguments = MODELS[name](**MODELS[name].recipe.model).arguments
+    arguments = build_network(name).arguments
     kernel = (KERNEL_SIZE, KERNEL_SIZE)
 
     class Net(nnx.Module):

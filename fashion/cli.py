@@ -131,7 +131,12 @@ RECIPE_OPTIONS = (  # option, setting of the recipe, type, help
     ("--epochs", "epochs", number_type(int, 1, 100_000), "passes over the training images"),
     ("--batch-size", "batch_size", image_count, "images per step"),
     ("--lr", "learning_rate", number_type(float, 0, 1_000_000, above=True), "peak learning rate"),
-    ("--weight-decay", "weight_decay", number_type(float, 0, 1_000_000), "weight decay of AdamW"),
+    (
+        "--weight-decay",
+        "weight_decay",
+        number_type(float, 0, 1_000_000),
+        "weight decay of the parameters that AdamW trains",
+    ),
 )
 HELP = {
     "--dataset": "auto: Fashion-MNIST, or synthetic images if it is neither on disk nor online",

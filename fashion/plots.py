@@ -407,7 +407,10 @@ def draw_calibration(
         shares.bar(calibration.centre + offset, calibration.share, width, color=style.colour)
     axes.set(title="above the diagonal: underconfident; below it: overconfident", ylabel="accuracy")
     axes.legend(loc="lower right")
-    shares.set(xlabel="confidence: probability of the predicted class", ylabel="share of images")
+    shares.set(
+        xlabel="confidence: probability of the predicted class before calibration",
+        ylabel="share of images",
+    )
     format_percent(axes.yaxis, shares.xaxis, shares.yaxis)
     return figure
 
@@ -447,7 +450,7 @@ def draw_benchmark(models: Mapping[str, dict[str, Any]], styles: Mapping[str, St
     """
     rows = max(len(model["loops"]) for model in models.values())
     height = len(models) * (0.45 * rows + 1.1)
-    figure = make_figure("Training speed of several training loops", 10, height + 0.3)
+    figure = make_figure("Speed of several training loops", 10, height + 0.3)
     note = "This project: images per second of the default recipe, time of a quick training"
     figure.supxlabel(note, fontsize=9, color=GREY)
     panels = figure.subplots(len(models), squeeze=False).flat

@@ -31,7 +31,7 @@ CAPTIONS = {
     "_loss.png": "Loss and accuracy on training and validation images by epoch.",
     "_confusion.png": "Confusion matrix of the test images in percent of the true class.",
     "_incorrect.png": "The most confident mistakes of each class.",
-    "_correct.png": "Correct predictions with their probabilities.",
+    "_correct.png": "Correct predictions and their uncalibrated probabilities.",
     "calibration.png": "Accuracy of predictions by their confidence, before calibration.",
     "suspect_labels.png": "Labels that look wrong, because all runs give them a low probability.",
     "kernel_grid.png": "Kernels of a convolution before and after training.",

@@ -37,6 +37,11 @@ def test_epochs_are_different_permutations_of_the_images(images, monkeypatch):
     assert len(np.unique(first)) == 480 and not np.array_equal(first, second)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_no_loop_trains_with_dropout(name):
+    assert peers.build_network(name).arguments["dropout"] == 0
+
+
 def test_training_ends_in_the_epoch_that_reaches_the_target(images):
     def loop(*_):
         yield from [(9.0, 0.1), (2.0, 0.3), (4.0, 0.2), (3.0, 0.5), (3.0, 0.7), (3.0, 0.8)]
