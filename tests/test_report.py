@@ -64,16 +64,21 @@ def test_epoch_is_a_row_below_the_header_with_the_time_left(capsys):
         assert header.index(name) + len(name) == line.index(value) + len(value)
 
 
-def test_results_are_a_row_per_model_and_the_stand_in_is_pointed_out(capsys):
-    run = SimpleNamespace(
+def make_run(flip):
+    """Return what the table of results shows of a run, trained with or without mirror images."""
+    return SimpleNamespace(
         parameters=567_434,
         train_seconds=125.0,
         history=[{"validation_accuracy": 0.90625}],
         test=Evaluation(0.25, 0.875, [], []),
         flip_averaged_accuracy=0.9375,
         seed=3,
-        metadata={"recipe": {"flip": True}},
+        metadata={"recipe": {"flip": flip}},
     )
+
+
+def test_results_are_a_row_per_model_and_the_stand_in_is_pointed_out(capsys):
+    run = make_run(flip=True)
     for name, warning in (("fashion-mnist", []), ("synthetic", ["nothing about Fashion-MNIST."])):
         dataset = SimpleNamespace(name=name, title="some images")
         report.print_results(dataset, {"ffn": run, "third": run})
@@ -87,15 +92,7 @@ def test_results_are_a_row_per_model_and_the_stand_in_is_pointed_out(capsys):
 
 
 def test_models_trained_without_mirror_images_are_named(capsys):
-    run = SimpleNamespace(
-        parameters=1,
-        train_seconds=1.0,
-        history=[{"validation_accuracy": 0.5}],
-        test=Evaluation(0.25, 0.5, [], []),
-        flip_averaged_accuracy=0.25,
-        seed=0,
-        metadata={"recipe": {"flip": False}},
-    )
+    run = make_run(flip=False)
     dataset = SimpleNamespace(name="fashion-mnist", title="some images")
     report.print_results(dataset, {"ffn": run})
     assert "(FFN trained without mirror images)" in capsys.readouterr().out
