@@ -60,15 +60,16 @@ def run(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        main(parse(argv))
+        try:
+            main(parse(argv))
+        finally:
+            signal.signal(signal.SIGTERM, previous)
     except (UsageError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_status", RunError.exit_status)
     except KeyboardInterrupt as error:
         print(f"\ninterrupted{error}", file=sys.stderr)
         return status
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     return 0
 
 

@@ -118,7 +118,7 @@ def split_indices(labels: Tensor) -> tuple[Tensor, Tensor]:
 def pixel_statistics(images: Tensor) -> tuple[float, float]:
     """Return mean and standard deviation of uint8 images (N, 28, 28) after division by 255."""
     # Counting the 256 values is exact and needs no float copy of the images.
-    counts = torch.bincount(images.flatten(), minlength=256).double()
+    counts = torch.bincount(images.flatten(), minlength=256).cpu().double()
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = (counts * values).sum() / counts.sum()
     variance = (counts * (values - mean) ** 2).sum() / counts.sum()

@@ -50,7 +50,8 @@ def test_all_measurements_are_written_and_printed(small_folder, tmp_path, monkey
     peer = {"images_per_second": 7.0, "seconds_to_target": None, "test_accuracy": 0.5}
     monkeypatch.setattr(benchmark.peers, "measure", lambda *_: peer)
     out = tmp_path / "out"
-    assert run("--peers", "--epochs", 2, "--data-dir", small_folder, "--out", out) == 0
+    options = ["--device", "cpu", "--data-dir", small_folder, "--out", out]
+    assert run("--peers", "--epochs", 2, *options) == 0
     printed = capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == {"benchmark.json", "benchmark.png"}
     assert np.asarray(Image.open(out / "benchmark.png").convert("L")).std() > 10

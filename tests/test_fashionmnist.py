@@ -38,7 +38,7 @@ SERIES_FILES = {
     "suspect_labels.csv",
 }
 SHORT = ["--dataset", "synthetic", "--limit", "300", "--epochs", "2", "--batch-size", "100"]
-SHORT += ["--precision", "float32"]
+SHORT += ["--device", "cpu", "--precision", "float32"]  # GPUs: see test_gpu.py
 SMALL_STAND_IN = {"TRAIN_COUNT": 600, "TEST_COUNT": 200}
 
 

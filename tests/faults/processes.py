@@ -106,7 +106,8 @@ def run_small_with_figures(*arguments):
     plots.STYLE["savefig.dpi"] = 20
     plots.GRID_ROWS, plots.GRID_COLUMNS = 1, 2
     small = ["--dataset", "synthetic", "--epochs", "4", "--batch-size", "50"]
-    arguments = [*small, "--precision", "float32", *map(str, arguments)]
+    small += ["--device", "cpu", "--precision", "float32"]
+    arguments = [*small, *map(str, arguments)]
     return cli.run(fashionmnist.parse_arguments, fashionmnist.main, arguments)
 
 
