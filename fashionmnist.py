@@ -158,8 +158,8 @@ def train(trainer: Trainer, name: str, state_path: Path, arguments: argparse.Nam
     recipe = trainer.recipe
     print(
         f"\n{name.upper()}, seed {trainer.seed}: {count_parameters(trainer.model):,} parameters, "
-        f"{recipe.epochs} epochs of {trainer.steps_per_epoch} steps with {trainer.batch_size} "
-        f"images each, on {describe_device(trainer.device)} in "
+        f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''} of {trainer.steps_per_epoch} "
+        f"steps with {trainer.batch_size} images each, on {describe_device(trainer.device)} in "
         f"{str(trainer.precision).removeprefix('torch.')}"
     )
     if arguments.resume:

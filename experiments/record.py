@@ -1,18 +1,20 @@
-"""Train both networks for accuracy rather than speed: longer recipes, and teachers for the FFN.
+"""Train both networks for accuracy rather than speed: with teachers, and for many epochs.
 
     python -m experiments.record
 
-Trains five deeper networks, each without one fifth of the images, and keeps what each of them
-predicts for all views of the images that it has not seen. The FFN learns these predictions, the CNN
-learns the labels. Writes the same files as fashionmnist.py to the folder outputs/record. Finished
-teachers and runs are kept there and not repeated.
+Trains three deeper networks, the teachers, on images of which half are covered in part by another
+image. The mean of what they predict for 72 such pictures of each training image is a table, from
+which both networks learn. Writes the same files as fashionmnist.py to the folder outputs/record.
+Finished teachers, the table and finished runs are kept there and not repeated. Without a GPU, this
+would take more than a day.
 """
 
 import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fashionmnist
-from cnn import CNN
 from fashion import cli
 from fashion.checkpoint import SUFFIX, load_tensors, save_tensors
-from fashion.data import CLASS_COUNT, Dataset, augment, pad, view_count
+from fashion.data import CLASS_COUNT, IMAGE_SIZE, Dataset, augment, schedule_views, view_count
+from fashion.environment import autocast
 from fashion.evaluation import predict_logits
 from fashion.files import UsageError, lock_folder, prepare_folder
 from fashion.layers import KERNEL_SIZE, Network
@@ -32,32 +34,32 @@ from fashion.recipe import Recipe
 from fashion.training import Trainer
 from models import MODELS
 
-TAUGHT_MODEL = "ffn"
 TEACHER_FOLDER = "teachers"
-FOLDS = 5
-FOLD_SEED = 20170828  # which images each teacher leaves out
-UNCHANGED = 8  # the view without shift and mirroring, see data.augment
+TEACHERS = 3  # their mean is less confident of the images that they have learned
+MIXTURE_SEED = 20170828
+MIXED_SHARE = 0.5  # of the pictures; 0.8 was no better in short trainings
+ROUNDS = 4  # pictures of each view of an image, each mixed with another image
+PREDICTED_AT_ONCE = 5_000  # pictures, to limit the memory
 
-# Label smoothing would make the teachers' probabilities less confident than they are accurate.
-TEACHER_RECIPE = replace(MODELS["cnn"].recipe, label_smoothing=0.0)
-# Chosen for accuracy alone, on training images held out from the networks.
+# All networks here train on the same pictures, each of which has its own target.
+SHOWN: dict[str, Any] = {
+    "shift": 1,
+    "shifted": 1.0,
+    "flip": True,
+    "cutout": 0,
+    "label_smoothing": 0.0,
+}
+TEACHER_RECIPE = replace(MODELS["cnn"].recipe, epochs=40, model={}, **SHOWN)
+# Chosen for accuracy alone, on validation images.
 BEST_RECIPES: dict[str, Recipe] = {
-    # The teachers' predictions for shifted images are useful, and hard enough to learn that little
-    # dropout is needed.
+    # Targets that differ from picture to picture are hard to memorize: little dropout is needed.
     "ffn": replace(
         MODELS["ffn"].recipe,
         model={"widths": (1024, 512, 256, 128), "dropout": 0.1},
-        epochs=180,
-        label_smoothing=0.0,
-        shifted=1.0,
+        epochs=300,
+        **SHOWN,
     ),
-    # More kernels raise the accuracy but also overfit; cutout reduces overfitting.
-    "cnn": replace(
-        MODELS["cnn"].recipe,
-        model={"channels": (64, 128, 256)},
-        epochs=40,
-        cutout=7,
-    ),
+    "cnn": replace(MODELS["cnn"].recipe, model={"channels": (128, 256, 512)}, epochs=80, **SHOWN),
 }
 
 
@@ -70,139 +72,134 @@ class ResidualConv(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, KERNEL_SIZE, padding="same", bias=False)
-        self.norm = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU()
+        self.layers = conv_layers(channels, channels)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return feature maps of the same shape (N, C, S, S)."""
-        return maps + self.relu(self.norm(self.conv(maps)))
+        return maps + self.layers(maps)
 
 
-class Teacher(CNN):
-    """The CNN with two residual convolutions after each of its three blocks."""
+class Teacher(Network):
+    """Residual convolutions at three resolutions, 28, 14 and 7 pixels, and one linear layer.
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    Args:
+        channels: Feature maps at each resolution.
+        depth: Residual convolutions at each resolution.
+    """
+
+    def __init__(self, channels: Sequence[int] = (64, 128, 256), depth: int = 2) -> None:
+        super().__init__()
+        self.arguments = {"channels": list(channels), "depth": depth}
         layers: list[nn.Module] = []
-        for block, channels in zip(self.blocks, self.arguments["channels"], strict=True):
-            layers += [block, ResidualConv(channels), ResidualConv(channels)]
-        self.blocks = nn.Sequential(*layers)
+        for inputs, outputs in pairwise([1, *channels]):
+            residual = [ResidualConv(outputs) for _ in range(depth)]
+            layers += [conv_layers(inputs, outputs), *residual, nn.MaxPool2d(2)]
+        layers[-1] = nn.AdaptiveAvgPool2d(1)  # the mean of each map, in place of the last pooling
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1], CLASS_COUNT))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalized images (N, 1, 28, 28) to logits (N, 10)."""
+        return self.layers(images)
 
 
-def fold_numbers(count: int) -> Tensor:
-    """Return the fold, from 0 to FOLDS - 1, that each of `count` images belongs to."""
-    generator = torch.Generator().manual_seed(FOLD_SEED)
-    return torch.randperm(count, generator=generator) % FOLDS
+def conv_layers(inputs: int, outputs: int) -> nn.Sequential:
+    """Return a convolution that keeps the size of its feature maps, batch norm and ReLU."""
+    conv = nn.Conv2d(inputs, outputs, KERNEL_SIZE, padding="same", bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-def predict_views(trainer: Trainer, indices: Tensor) -> Tensor:
-    """Return the logits, float32 (N, views, 10), of all views of the images with these indices.
+@dataclass(frozen=True)
+class Mixture:
+    """The box that another image covers in each picture (CutMix, Yun et al., arXiv:1905.04899).
 
-    The weights are those that the trainer has averaged.
+    Attributes:
+        partners: Indices of the other images, int32 (images, pictures).
+        boxes: Their first row, first column, last row + 1 and last column + 1, uint8
+            (images, pictures, 4). The box is empty in pictures that are not mixed.
     """
-    dataset, recipe = trainer.dataset, trainer.recipe
-    padded = pad(dataset.images, recipe.shift)
-    views = []
-    for view in range(view_count(recipe.shift, recipe.flip)):
-        chosen = torch.full_like(indices, view)
-        images = augment(padded, indices, chosen, 1.0, recipe.flip, trainer.generator)
-        views.append(predict_logits(trainer.averaged, images, dataset.mean, dataset.std))
-    return torch.stack(views, 1)
+
+    partners: Tensor
+    boxes: Tensor
+
+    def mix_labels(self, labels: Tensor) -> Tensor:
+        """Return the share of each class in the area of each picture.
+
+        Args:
+            labels: Classes of all images, int64 (images,).
+
+        Returns:
+            float16 (images, pictures, 10).
+        """
+        top, left, bottom, right = self.boxes.int().unbind(2)
+        covered = ((bottom - top) * (right - left) / IMAGE_SIZE**2)[..., None]
+        one_hot = F.one_hot(labels, CLASS_COUNT).float()
+        return (one_hot[:, None] * (1 - covered) + one_hot[self.partners] * covered).half()
+
+    def to(self, device: torch.device) -> "Mixture":
+        """Return this mixture on a device."""
+        return Mixture(self.partners.to(device), self.boxes.to(device))
 
 
-def teach(arguments: argparse.Namespace, dataset: Dataset, precision: torch.dtype) -> Tensor:
-    """Train the teachers that are missing, and return the predictions of all of them.
+def cover(images: Tensor, others: Tensor, boxes: Tensor) -> Tensor:
+    """Cover the boxes, uint8 (N, 4), in images (N, 28, 28) with those of others (N, 28, 28)."""
+    top, left, bottom, right = boxes.T[..., None]
+    pixels = torch.arange(IMAGE_SIZE, device=images.device)
+    rows, columns = (top <= pixels) & (pixels < bottom), (left <= pixels) & (pixels < right)
+    return torch.where(rows[:, :, None] & columns[:, None, :], others, images)
+
+
+def draw_mixture(count: int, indices: Tensor, pictures: int) -> Mixture:
+    """Draw the mixtures of this many pictures of `count` images, on the CPU.
+
+    The other images are among the training images, with these indices.
+    """
+    generator = torch.Generator().manual_seed(MIXTURE_SEED)
+    partners = indices[torch.randint(len(indices), (count, pictures), generator=generator)]
+    # The area is uniformly distributed, apart from what lies outside of the image.
+    sides = IMAGE_SIZE * torch.rand(count, pictures, 1, generator=generator).sqrt()
+    sides *= torch.rand(count, pictures, 1, generator=generator) < MIXED_SHARE
+    centres = IMAGE_SIZE * torch.rand(count, pictures, 2, generator=generator)
+    boxes = torch.cat([centres - sides / 2, centres + sides / 2], 2)
+    return Mixture(partners.int(), boxes.round().clamp(0, IMAGE_SIZE).byte())
+
+
+class MixTrainer(Trainer):
+    """Trains on mixed pictures, with the class probabilities of a table as targets.
+
+    The probabilities are those of the picture that is shown, as Beyer et al. recommend
+    (arXiv:2106.05237). In each epoch, an image is shown as another one of its pictures.
 
     Args:
-        arguments: The command line.
-        dataset: On the device to train on.
-        precision: Data type of matrix products.
-
-    Returns:
-        Logits, float16 (images, views, 10), for each view of each image those of the teacher that
-        has not seen the image. The views are those of data.augment.
-
-    Raises:
-        UsageError: If a saved teacher has other settings or is damaged.
-        RunError: If a file cannot be read or written.
-    """
-    labels, chosen = dataset.labels, dataset.train_indices
-    folds = fold_numbers(len(labels)).to(labels.device)
-    views = view_count(TEACHER_RECIPE.shift, TEACHER_RECIPE.flip)
-    table = torch.empty(len(labels), views, CLASS_COUNT, dtype=torch.float16, device=labels.device)
-    folder = arguments.out / TEACHER_FOLDER
-    prepare_folder(folder)
-    with lock_folder(folder, wait=True):  # one of several processes trains for all
-        paths = [folder / f"teacher{fold}{SUFFIX}" for fold in range(FOLDS)]
-        if not all(path.exists() for path in paths):
-            cli.check_previous_results(arguments, map(state_path, paths))
-        for fold, path in enumerate(paths):
-            part = replace(dataset, train_indices=chosen[folds[chosen] != fold])
-            trainer = Trainer(Teacher, part, TEACHER_RECIPE, fold, precision)
-            unseen = (folds == fold).nonzero().squeeze(1)
-            if not path.exists():
-                train_teacher(trainer, unseen, path, arguments)
-            table[unseen] = load_logits(path, trainer, (len(unseen), views)).to(table.device)
-    return table
-
-
-def train_teacher(
-    trainer: Trainer, unseen: Tensor, path: Path, arguments: argparse.Namespace
-) -> None:
-    """Train one teacher and save its predictions for all views of the unseen images."""
-    fashionmnist.train(trainer, "teacher", state_path(path), arguments)
-    logits = predict_views(trainer, unseen)
-    correct = logits[:, UNCHANGED].argmax(1) == trainer.dataset.labels[unseen]
-    accuracy = correct.float().mean().item()
-    print(f"It classifies {accuracy:.2%} of the {len(unseen):,} images left out correctly.")
-    figures = {"accuracy": accuracy, "train_seconds": trainer.train_seconds}
-    save_tensors(path, {"logits": logits.half()}, figures | {"identity": trainer.identity()})
-    state_path(path).unlink(missing_ok=True)
-
-
-def load_logits(path: Path, trainer: Trainer, shape: tuple[int, int]) -> Tensor:
-    """Return what a teacher predicts, float16 (images, views, 10), from the file.
-
-    Raises:
-        UsageError: If the file is damaged or not from such a trainer.
-        RunError: If it cannot be read.
-    """
-    tensors, metadata = load_tensors(path)
-    logits = tensors.get("logits")
-    if metadata.get("identity") != trainer.identity() or logits is None:
-        raise UsageError(f"{path} holds the predictions of a teacher with other settings")
-    if logits.shape != (*shape, CLASS_COUNT) or not logits.isfinite().all():
-        raise UsageError(f"{path} is damaged; remove it to train this teacher again")
-    return logits.half()
-
-
-def state_path(path: Path) -> Path:
-    """Return the path of the state from which to resume the training of a teacher."""
-    return path.with_suffix(".resume.pt")
-
-
-class Student(Trainer):
-    """Trains a model on the teachers' probabilities (Hinton et al., arXiv:1503.02531).
-
-    The probabilities are those for the view that the model is shown, as Beyer et al. recommend
-    (arXiv:2106.05237). The labels do not affect the weights.
-
-    Args:
-        arguments: Those of Trainer. The recipe shifts all images and smooths no labels.
-        table: Probabilities, float16 (images, views, 10), on the device of the dataset.
-        fingerprint: Distinguishes the table from others.
+        arguments: Those of Trainer. The recipe has the settings SHOWN.
+        mixture: How to mix the images.
+        table: Targets, float16 (images, pictures, 10).
     """
 
-    def __init__(self, *arguments: Any, table: Tensor, fingerprint: str) -> None:
+    def __init__(self, *arguments: Any, mixture: Mixture, table: Tensor) -> None:
         super().__init__(*arguments)
-        self.table, self.fingerprint = table, fingerprint
+        content = table.cpu().numpy().tobytes()
+        self.fingerprint = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        self.mixture, self.table = mixture.to(self.device), table.to(self.device)
+        images, self._view_count, _ = table.shape
+        self._first_views, self._view_steps = schedule_views(
+            images, self._view_count, self.generator
+        )
 
-    def choose_views(self, indices: Tensor) -> Tensor:
-        """Return what Trainer.choose_views does, and look up what to learn from these views."""
-        views = super().choose_views(indices)
-        self._targets = self.table[indices, views].float()
-        return views
+    def show(self, indices: Tensor) -> Tensor:
+        """Return this epoch's pictures of the images, and look up their targets."""
+        numbers = self.choose_views(indices)
+        self._targets = self.table[indices, numbers].float()
+        return self.draw(indices, numbers)
+
+    def draw(self, indices: Tensor, numbers: Tensor) -> Tensor:
+        """Return pictures, uint8 (N, 28, 28), by their images and their numbers, both (N,)."""
+        recipe = self.recipe
+        views = numbers % view_count(recipe.shift, recipe.flip)
+        images, others = (
+            augment(self.padded, chosen, views, recipe.shifted, recipe.flip, self.generator)
+            for chosen in (indices, self.mixture.partners[indices, numbers])
+        )
+        return cover(images, others, self.mixture.boxes[indices, numbers])
 
     def loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy of logits (N, 10) and the targets of the last batch."""
@@ -210,32 +207,129 @@ class Student(Trainer):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that determine every weight, with the table's fingerprint."""
-        return super().identity() | {"teacher": self.fingerprint}
+        return super().identity() | {"targets": self.fingerprint}
 
     def metadata(self) -> dict[str, Any]:
         """Return what Trainer.metadata does, with the table's fingerprint."""
-        return super().metadata() | {"teacher": self.fingerprint}
+        return super().metadata() | {"targets": self.fingerprint}
+
+
+def teach(
+    arguments: argparse.Namespace, dataset: Dataset, mixture: Mixture, precision: torch.dtype
+) -> Tensor:
+    """Do what is missing: train the teachers, and make the table of their predictions.
+
+    Args:
+        arguments: The command line.
+        dataset: On the device to train on.
+        mixture: How to mix the images.
+        precision: Data type of matrix products.
+
+    Returns:
+        The table, see predict_pictures.
+
+    Raises:
+        UsageError: If a saved teacher or table has other settings or is damaged.
+        RunError: If a file cannot be read or written.
+    """
+    labels = mixture.mix_labels(dataset.labels.cpu())
+    folder = arguments.out / TEACHER_FOLDER
+    prepare_folder(folder)
+    trainers = [
+        MixTrainer(Teacher, dataset, TEACHER_RECIPE, seed, precision, mixture=mixture, table=labels)
+        for seed in range(TEACHERS)
+    ]
+    with lock_folder(folder, wait=True):  # one of several processes does it for all
+        paths = [folder / f"teacher{trainer.seed}{SUFFIX}" for trainer in trainers]
+        if not all(path.exists() for path in paths):
+            cli.check_previous_results(arguments, map(state_path, paths))
+        for trainer, path in zip(trainers, paths, strict=True):
+            if not path.exists():
+                train_teacher(trainer, path, arguments)
+            weights = load_stage(path, trainer.identity(), trainer.averaged.state_dict())
+            trainer.averaged.load_state_dict(weights)
+        path = folder / f"predictions{SUFFIX}"
+        identity = {"teachers": [trainer.identity() for trainer in trainers]}
+        if not path.exists():
+            table = predict_pictures(trainers)
+            save_tensors(path, {"probabilities": table}, {"identity": identity})
+        return load_stage(path, identity, {"probabilities": labels})["probabilities"]
+
+
+def train_teacher(trainer: Trainer, path: Path, arguments: argparse.Namespace) -> None:
+    """Train one teacher and save its weights."""
+    fashionmnist.train(trainer, "teacher", state_path(path), arguments)
+    figures = {"history": trainer.history, "train_seconds": trainer.train_seconds}
+    save_tensors(path, trainer.averaged.state_dict(), figures | {"identity": trainer.identity()})
+    state_path(path).unlink(missing_ok=True)
+
+
+def predict_pictures(trainers: Sequence[MixTrainer]) -> Tensor:
+    """Return the mean of what the trainers' averaged weights predict for all pictures.
+
+    Returns:
+        Class probabilities, float16 (images, pictures, 10); zero where images are not trained on.
+    """
+    first = trainers[0]
+    dataset, table = first.dataset, torch.zeros_like(first.table)
+    for number in cli.progress_bar(range(table.shape[1]), "predictions"):
+        for indices in dataset.train_indices.split(PREDICTED_AT_ONCE):
+            images = first.draw(indices, torch.full_like(indices, number))
+            with autocast(first.device, first.precision):
+                probabilities = [
+                    predict_logits(each.averaged, images, dataset.mean, dataset.std).softmax(1)
+                    for each in trainers
+                ]
+            table[indices, number] = torch.stack(probabilities).mean(0).half()
+    return table
+
+
+def load_stage(
+    path: Path, identity: dict[str, Any], expected: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Read tensors that an earlier stage saved.
+
+    Args:
+        path: The file.
+        identity: The settings that determine the tensors.
+        expected: Tensors with the same names, shapes and data types.
+
+    Raises:
+        UsageError: If the file is damaged or of other settings.
+        RunError: If it cannot be read.
+    """
+    tensors, metadata = load_tensors(path)
+    if metadata.get("identity") != identity:
+        raise UsageError(f"{path} was made with other settings")
+    kinds = ({key: (t.shape, t.dtype) for key, t in each.items()} for each in (tensors, expected))
+    if next(kinds) != next(kinds) or not all(t.isfinite().all() for t in tensors.values()):
+        raise UsageError(f"{path} is damaged; remove it to make it again")
+    return tensors
+
+
+def state_path(path: Path) -> Path:
+    """Return the path of the state from which to resume the training of a teacher."""
+    return path.with_suffix(".resume.pt")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Train the teachers, then all models with all seeds, and write results and pictures."""
-    if arguments.summary or TAUGHT_MODEL not in arguments.models:
-        fashionmnist.main(arguments, teacher=None)
+    if arguments.summary:
+        fashionmnist.main(arguments)
         return
     device, precision = fashionmnist.prepare_device(arguments)
+    # On a GPU, choose the fastest algorithm for each convolution, which pays in long trainings.
+    torch.backends.cudnn.benchmark = not arguments.deterministic
     dataset = cli.load_data(arguments).to(device)
+    pictures = ROUNDS * view_count(TEACHER_RECIPE.shift, TEACHER_RECIPE.flip)
+    mixture = draw_mixture(len(dataset.images), dataset.train_indices.cpu(), pictures)
     with cli.advise("choose another folder with --out"):
-        logits = teach(arguments, dataset, precision)
-    # Of the logits as saved: processors differ in the last bits of the probabilities.
-    fingerprint = hashlib.md5(logits.cpu().numpy().tobytes(), usedforsecurity=False).hexdigest()
-    table = logits.float().softmax(2).half()
+        table = teach(arguments, dataset, mixture, precision)
 
     def make_trainer(network: type[Network], *settings: Any) -> Trainer:
-        if network is MODELS[TAUGHT_MODEL]:
-            return Student(network, *settings, table=table, fingerprint=fingerprint)
-        return Trainer(network, *settings)
+        return MixTrainer(network, *settings, mixture=mixture, table=table)
 
-    fashionmnist.main(arguments, make_trainer, teacher=fingerprint)
+    fashionmnist.main(arguments, make_trainer)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -246,7 +340,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = cli.Parser(
         "-m experiments.record",
-        "Train the networks for accuracy, with more epochs and teachers.",
+        "Train the networks for accuracy, with teachers and more epochs.",
     )
     out = cli.OUTPUT_FOLDER / "record"
     arguments = fashionmnist.parse_options(parser, BEST_RECIPES, argv, out)

@@ -57,6 +57,7 @@ NOTE_ON_GRADIENTS = (
 CLASS_COLOURS = matplotlib.color_sequences["petroff10"]
 NAME_LENGTH = 26  # characters of a file name that fit above a panel
 GIF_DPI = 64
+GIF_LEGEND_WIDTH = 62  # characters per line
 GIF_FRAME_MS, GIF_LAST_MS = 90, 2500  # a hundred frames take about ten seconds
 
 
@@ -375,7 +376,8 @@ def draw_recording(
     """
     columns, rows = _grid_shape(len(names))
     with styled():
-        figure = Figure(figsize=(0.85 * columns + 1.4, rows + 0.9), dpi=GIF_DPI)
+        figure = Figure(figsize=(0.85 * columns + 1.4, rows + 1.3), dpi=GIF_DPI)
+        figure.supxlabel(fill(LEGEND, GIF_LEGEND_WIDTH), fontsize=9, color=GREY)
         canvas = FigureCanvasAgg(figure)
         scale = _scale(frames[-1], CLIPPED_PERCENT_OF_WEIGHTS)
         panels = _draw_tiles(figure, frames[-1], names, scale)

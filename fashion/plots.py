@@ -56,7 +56,7 @@ COSTS = (  # title, format and value of the panels of costs
     ("Parameters", "{:,.0f}", lambda m: m["parameters"]),
     ("Multiply-accumulates per image", "{:,.1f} M", lambda m: m["multiply_accumulates"] / 1e6),
     ("Training time", "{:,.1f} s", lambda m: m["train_seconds"]["mean"]),
-    ("Inference time for 1,000 images", "{:,.0f} ms", lambda m: 1e3 * m["latency_seconds"]["1000"]),
+    ("Inference time for 1,000 images", "{:,.1f} ms", lambda m: 1e3 * m["latency_seconds"]["1000"]),
 )
 
 History = Sequence[Mapping[str, float]]

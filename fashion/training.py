@@ -216,17 +216,17 @@ class Trainer:
         """
         self._start_epoch()
         self.model.train()
-        recipe, indices = self.recipe, self.dataset.train_indices
+        indices = self.dataset.train_indices
         order = torch.randperm(len(indices), generator=self.generator, device=self.device)
         order = order[: self.steps_per_epoch * self.batch_size]
         for chosen in indices[order].split(self.batch_size):
-            views = self.choose_views(chosen)
-            images = augment(
-                self.padded, chosen, views, recipe.shifted, recipe.flip, self.generator
-            )
-            if recipe.cutout:
-                images = cut_out(images, recipe.cutout, self.generator)
-            yield images, self.dataset.labels[chosen]
+            yield self.show(chosen), self.dataset.labels[chosen]
+
+    def show(self, indices: Tensor) -> Tensor:
+        """Return the images with these indices, uint8 (N, 28, 28), as this epoch shows them."""
+        recipe, views = self.recipe, self.choose_views(indices)
+        images = augment(self.padded, indices, views, recipe.shifted, recipe.flip, self.generator)
+        return cut_out(images, recipe.cutout, self.generator) if recipe.cutout else images
 
     def choose_views(self, indices: Tensor) -> Tensor:
         """Return the views, int64 (N,), in which this epoch shows these images; see augment."""
