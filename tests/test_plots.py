@@ -247,7 +247,7 @@ def test_comparison_shows_confusions_accuracies_and_costs_of_every_model():
         assert model["test_accuracy"]["values"] in drawn
     assert [text.get_text() for text in accuracies.texts][2] == "93.10% ± 0.10"
     assert [text.get_text() for text in costs[0].texts] == ["1,000", "2,000", "3,000"]
-    assert [axes.texts[2].get_text() for axes in costs[1:]] == ["2.5 M", "12.0 s", "250 ms"]
+    assert [axes.texts[2].get_text() for axes in costs[1:]] == ["2.5 M", "12.0 s", "250.0 ms"]
 
 
 def test_series_shows_mean_and_standard_deviation_over_seeds():
