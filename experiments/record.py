@@ -112,6 +112,8 @@ def conv_layers(inputs: int, outputs: int) -> nn.Sequential:
 class Mixture:
     """The box that another image covers in each picture (CutMix, Yun et al., arXiv:1905.04899).
 
+    An image has several pictures: each of its views, see data.augment, in ROUNDS mixtures.
+
     Attributes:
         partners: Indices of the other images, int32 (images, pictures).
         boxes: Their first row, first column, last row + 1 and last column + 1, uint8
@@ -298,11 +300,15 @@ def load_stage(
         UsageError: If the file is damaged or of other settings.
         RunError: If it cannot be read.
     """
+
+    def describe(tensors: dict[str, Tensor]) -> dict[str, Any]:
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
     tensors, metadata = load_tensors(path)
     if metadata.get("identity") != identity:
         raise UsageError(f"{path} was made with other settings")
-    kinds = ({key: (t.shape, t.dtype) for key, t in each.items()} for each in (tensors, expected))
-    if next(kinds) != next(kinds) or not all(t.isfinite().all() for t in tensors.values()):
+    finite = all(tensor.isfinite().all() for tensor in tensors.values())
+    if describe(tensors) != describe(expected) or not finite:
         raise UsageError(f"{path} is damaged; remove it to make it again")
     return tensors
 

@@ -62,7 +62,7 @@ def run(
     try:
         try:
             main(parse(argv))
-        finally:
+        finally:  # in the outer block, which reports a signal that arrives here
             signal.signal(signal.SIGTERM, previous)
     except (UsageError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
