@@ -2,11 +2,11 @@
 
     python -m experiments.record
 
-Trains three deeper networks, the teachers, on images of which half are covered in part by another
-image. The mean of what they predict for 72 such pictures of each training image is a table, from
-which both networks learn. Writes the same files as fashionmnist.py to the folder outputs/record.
-Finished teachers, the table and finished runs are kept there and not repeated. Without a GPU, this
-would take more than a day.
+Trains three deeper networks, the teachers, on images, half of them partly covered by another one.
+The mean of what they predict for 72 such pictures of each training image is a table, from which
+both networks learn. Writes the same files as fashionmnist.py to the folder outputs/record.
+Finished teachers, the table and finished runs are kept there and not repeated. Without a GPU, five
+seeds would take about three days.
 """
 
 import argparse
@@ -35,13 +35,13 @@ from fashion.training import Trainer
 from models import MODELS
 
 TEACHER_FOLDER = "teachers"
-TEACHERS = 3  # their mean is less confident of the images that they have learned
+TEACHERS = 3
 MIXTURE_SEED = 20170828
 MIXED_SHARE = 0.5  # of the pictures; 0.8 was no better in short trainings
 ROUNDS = 4  # pictures of each view of an image, each mixed with another image
 PREDICTED_AT_ONCE = 5_000  # pictures, to limit the memory
 
-# All networks here train on the same pictures, each of which has its own target.
+# Teachers and students train on the same pictures.
 SHOWN: dict[str, Any] = {
     "shift": 1,
     "shifted": 1.0,
@@ -52,7 +52,7 @@ SHOWN: dict[str, Any] = {
 TEACHER_RECIPE = replace(MODELS["cnn"].recipe, epochs=40, model={}, **SHOWN)
 # Chosen for accuracy alone, on validation images.
 BEST_RECIPES: dict[str, Recipe] = {
-    # Targets that differ from picture to picture are hard to memorize: little dropout is needed.
+    # More dropout was no better.
     "ffn": replace(
         MODELS["ffn"].recipe,
         model={"widths": (1024, 512, 256, 128), "dropout": 0.1},
@@ -169,7 +169,7 @@ class MixTrainer(Trainer):
     """Trains on mixed pictures, with the class probabilities of a table as targets.
 
     The probabilities are those of the picture that is shown, as Beyer et al. recommend
-    (arXiv:2106.05237). In each epoch, an image is shown as another one of its pictures.
+    (arXiv:2106.05237). An image shows all its pictures before it repeats one.
 
     Args:
         arguments: Those of Trainer. The recipe has the settings SHOWN.
