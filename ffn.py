@@ -28,7 +28,6 @@ RECIPE = Recipe(
     shift=1,
     shifted=0.7,
     flip=True,  # mirrored clothes keep their class
-    cutout=0,
     ema_steps=100,
 )
 # A few epochs do not overfit: no augmentation, no dropout. Small batches give them more steps.

@@ -46,7 +46,6 @@ SHOWN: dict[str, Any] = {
     "shift": 1,
     "shifted": 1.0,
     "flip": True,
-    "cutout": 0,
     "label_smoothing": 0.0,
 }
 TEACHER_RECIPE = replace(MODELS["cnn"].recipe, epochs=40, model={}, **SHOWN)

@@ -194,18 +194,3 @@ def augment(
     if flip:
         images = torch.where((views % 2 == 1)[:, None, None], images.flip(2), images)
     return images
-
-
-def cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Black out a square at a random place in each image (DeVries and Taylor, arXiv:1708.04552).
-
-    Args:
-        images: uint8 (N, 28, 28), changed in place.
-        size: Edge of the square in pixels. Near the border, part of the square lies outside.
-        generator: On the same device.
-    """
-    device = images.device
-    centres = torch.randint(IMAGE_SIZE, (2, len(images), 1), generator=generator, device=device)
-    distances = torch.arange(IMAGE_SIZE, device=device) - (centres - size // 2)
-    rows, columns = (distances >= 0) & (distances < size)
-    return images.masked_fill_(rows[:, :, None] & columns[:, None, :], 0)

@@ -23,8 +23,6 @@ class Recipe:
             shifts, and their mirror images, in turn; see schedule_views in data.py.
         shifted: Share of the images that are shifted, in [0, 1].
         flip: Whether each image is mirrored in every other epoch.
-        cutout: Side in pixels of a black square at a random place in each image; 0 for none
-            (DeVries and Taylor, arXiv:1708.04552).
         ema_steps: Window of the exponential moving average of the weights, in steps, limited to a
             tenth of the training. The averaged weights are evaluated and saved.
         freeze: Shares of the training, in [0, 1], after which the convolutional blocks, from the
@@ -43,7 +41,6 @@ class Recipe:
     shift: int
     shifted: float
     flip: bool
-    cutout: int
     ema_steps: int
     freeze: list[float] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)

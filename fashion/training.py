@@ -25,7 +25,6 @@ from fashion.data import (
     CLASS_NAMES,
     Dataset,
     augment,
-    cut_out,
     normalize,
     pad,
     schedule_views,
@@ -225,8 +224,7 @@ class Trainer:
     def show(self, indices: Tensor) -> Tensor:
         """Return the images with these indices, uint8 (N, 28, 28), as this epoch shows them."""
         recipe, views = self.recipe, self.choose_views(indices)
-        images = augment(self.padded, indices, views, recipe.shifted, recipe.flip, self.generator)
-        return cut_out(images, recipe.cutout, self.generator) if recipe.cutout else images
+        return augment(self.padded, indices, views, recipe.shifted, recipe.flip, self.generator)
 
     def choose_views(self, indices: Tensor) -> Tensor:
         """Return the views, int64 (N,), in which this epoch shows these images; see augment."""

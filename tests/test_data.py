@@ -149,23 +149,10 @@ def test_without_shift_and_flip_augmentation_only_selects():
     assert batch.equal(images[indices])
 
 
-@pytest.mark.parametrize("size", [1, 4, 7])
-def test_cutout_blacks_out_one_square_anywhere(size):
-    images = torch.full((10_000, 28, 28), 9, dtype=torch.uint8)
-    generator = torch.Generator().manual_seed(0)
-    holes = data.cut_out(images, size, generator) == 0
-    heights, widths = holes.any(2).sum(1), holes.any(1).sum(1)
-    assert holes.sum((1, 2)).equal(heights * widths)  # a rectangle
-    assert heights.max() == widths.max() == size
-    assert (heights == size).float().mean() > 0.7  # the others lie partly outside
-    assert holes.any(0).all()
-
-
 def test_random_numbers_come_from_the_given_generator_alone():
     before = torch.get_rng_state()
     images = torch.zeros(5, 30, 30, dtype=torch.uint8)
     generator = torch.Generator().manual_seed(3)
     views, _ = data.schedule_views(5, 18, generator)
-    batch = data.augment(images, torch.arange(5), views, 0.5, True, generator)
-    data.cut_out(batch, 7, generator)
+    data.augment(images, torch.arange(5), views, 0.5, True, generator)
     assert torch.get_rng_state().equal(before)

@@ -31,7 +31,6 @@ class Tiny(Network):
         shift=0,
         shifted=0.0,
         flip=False,
-        cutout=0,
         ema_steps=1,
     )
 
