@@ -210,7 +210,7 @@ class Inputs:
     @cached_property
     def progression(self) -> explain.Progression:
         """The activations of the image."""
-        return explain.follow(self.cnn, self.image[0])
+        return explain.record_activations(self.cnn, self.image[0])
 
     @property
     def prediction(self) -> str:

@@ -11,7 +11,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -172,9 +172,7 @@ def ablate(name: str, dataset: Dataset, seeds: Iterable[int]) -> dict[str, Any]:
 def make_trainer(name: str, dataset: Dataset, without: Ingredient, seed: int) -> Trainer:
     """Return a trainer of the short recipe without an ingredient."""
     network = MODELS[name]
-    settings = {"epochs": count_epochs(name), **without.settings}
-    settings["model"] = {**network.recipe.model, **settings.get("model", {})}
-    recipe = replace(network.recipe, **settings)
+    recipe = network.recipe.change(epochs=count_epochs(name), **without.settings)
     precision = choose_precision("auto", dataset.images.device)
     trainer = Trainer(network, dataset, recipe, seed, precision)
     if without.change:

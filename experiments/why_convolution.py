@@ -154,7 +154,7 @@ def make_trainer(variant: Variant, dataset: Dataset, seed: int) -> Trainer:
     network = MODELS[variant.model]
     changed = change_dataset(dataset, variant, seed)
     recipe = network.quick_recipe
-    recipe = replace(recipe, freeze=[], model={**recipe.model, **variant.arguments})
+    recipe = recipe.change(freeze=[], model=variant.arguments)
     return Trainer(network, changed, recipe, seed, choose_precision("auto", changed.images.device))
 
 

@@ -98,15 +98,19 @@ def load_dataset(
     return Dataset(name, *train, train_indices, validation_indices, *test, *statistics)
 
 
-def split_indices(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Split labels, int64 (N,), into a training part and a balanced twelfth for validation.
+def split_indices(labels: Tensor, share: float = VALIDATION_SHARE) -> tuple[Tensor, Tensor]:
+    """Split labels, int64 (N,), into a training part and a balanced one for validation.
+
+    Args:
+        labels: Labels from 0 to 9.
+        share: Size of the validation part, in (0, 1). A larger one contains the smaller ones.
 
     Returns:
         The indices of both parts, int64, in ascending order. Equal labels are always split in the
         same way.
     """
     generator = torch.Generator().manual_seed(SPLIT_SEED)
-    per_class = round(len(labels) * VALIDATION_SHARE / CLASS_COUNT)
+    per_class = round(len(labels) * share / CLASS_COUNT)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(CLASS_COUNT):
         members = (labels == label).nonzero().squeeze(1)

@@ -129,7 +129,7 @@ class Progression:
 
 
 @torch.inference_mode()
-def follow(checkpoint: Checkpoint, image: np.ndarray) -> Progression:
+def record_activations(checkpoint: Checkpoint, image: np.ndarray) -> Progression:
     """Return the activations of all layers for an image, uint8 (28, 28)."""
     outputs: dict[nn.Module, Tensor] = {}
 

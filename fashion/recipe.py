@@ -1,6 +1,6 @@
 """The settings of a training."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -44,3 +44,8 @@ class Recipe:
     ema_steps: int
     freeze: list[float] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)
+
+    def change(self, **settings: Any) -> "Recipe":
+        """Return this recipe with other settings; arguments of the network not given are kept."""
+        model = {**self.model, **settings.pop("model", {})}
+        return replace(self, model=model, **settings)

@@ -80,6 +80,9 @@ def test_split_is_balanced_complete_and_independent_of_the_seed():
     assert torch.cat([train, validation]).sort().values.equal(torch.arange(60_000))
     torch.manual_seed(1234)
     assert data.split_indices(labels)[1].equal(validation)
+    train, larger = data.split_indices(labels, 1 / 4)
+    assert torch.bincount(labels[larger]).tolist() == [1500] * 10
+    assert torch.isin(validation, larger).all() and not torch.isin(train, larger).any()
 
 
 def test_mean_and_deviation_are_those_of_the_training_part(small_folder):

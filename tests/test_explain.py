@@ -138,7 +138,7 @@ def test_untrained_model_equals_the_initial_model_of_the_training(images):
 
 
 def test_responses_are_the_kernel_slid_over_the_normalized_image(cnn, image):
-    progression = explain.follow(cnn, image)
+    progression = explain.record_activations(cnn, image)
     padded = np.pad((image / 255 - cnn.mean) / cnn.std, 1)
     kernel = conv_blocks(cnn.model)[0].conv.weight[5, 0].detach().numpy()
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))
@@ -146,7 +146,7 @@ def test_responses_are_the_kernel_slid_over_the_normalized_image(cnn, image):
 
 
 def test_pooled_rectified_maps_equal_activations_where_batch_norm_has_a_positive_scale(cnn, image):
-    progression = explain.follow(cnn, image)
+    progression = explain.record_activations(cnn, image)
     pooled = progression.rectified[0].reshape(32, 14, 2, 14, 2).max(axis=(2, 4))
     positive = conv_blocks(cnn.model)[0].norm.weight.detach().numpy() > 0
     assert positive.any() and not positive.all()
@@ -160,7 +160,7 @@ def test_pooled_rectified_maps_equal_activations_where_batch_norm_has_a_positive
 )
 def test_progression_covers_all_blocks_and_hidden_layers(image, network, sides, widths):
     checkpoint = make_checkpoint(network)
-    progression = explain.follow(checkpoint, image)
+    progression = explain.record_activations(checkpoint, image)
     assert [maps.shape[1] for maps in progression.responses] == sides
     assert [maps.shape[1] for maps in progression.rectified] == sides
     assert [maps.shape[1] for maps in progression.activations] == [side // 2 for side in sides]
@@ -201,7 +201,9 @@ def test_selectivity_is_1_for_a_single_class_and_0_for_all():
 def test_units_are_ordered_by_selectivity_with_their_most_activating_images(cnn, images):
     labels = np.arange(60) % 10
     units = explain.find_units(cnn, torch.from_numpy(images), torch.from_numpy(labels), layer=2)
-    activations = np.stack([explain.follow(cnn, image).activations[1] for image in images])
+    activations = np.stack(
+        [explain.record_activations(cnn, image).activations[1] for image in images]
+    )
     selectivity = explain.class_selectivity(activations.max((2, 3)), labels)
     best = np.sort(selectivity)[::-1][: explain.UNITS_SHOWN]
     assert [unit.selectivity for unit in units] == pytest.approx(best, abs=1e-4)

@@ -116,7 +116,7 @@ def test_kernels_and_feature_maps_share_order_and_names(full_run, cnn):
     assert [axes.get_title() for axes in kernels] == numbers + names
     assert sorted(int(name.split()[0]) for name in names) == list(range(32))
     pixels = np.asarray(image.images[0].get_array()).astype(np.uint8)
-    responses = explain.follow(cnn, pixels).responses[0]
+    responses = explain.record_activations(cnn, pixels).responses[0]
     weights = cnn.model.blocks[0].conv.weight[:, 0].detach().numpy()
     for name, kernel, response in zip(names, kernels[32:], maps, strict=True):
         number = int(name.split()[0])
