@@ -12,7 +12,7 @@ from fashion.recipe import Recipe
 
 BLOCK_COUNT = 3
 
-# Chosen on held-out training images for the best accuracy in a few minutes on two CPU cores.
+# Chosen on held-out training images for a high accuracy in six to nine minutes on two CPU cores.
 RECIPE = Recipe(
     epochs=18,  # an image is shown about once in each of its 18 views
     batch_size=512,  # as accurate as 256; Muon takes half as large a share of the time
@@ -26,7 +26,7 @@ RECIPE = Recipe(
     flip=True,  # mirrored clothes keep their class
     ema_steps=100,
 )
-# Two epochs do not overfit: no augmentation, no dropout. Small batches give them more steps.
+# Two epochs do not overfit: no augmentation, no dropout. Small batches allow more steps.
 QUICK_RECIPE = replace(
     RECIPE,
     epochs=2,

@@ -336,12 +336,14 @@ def parse_options(
     training.add_argument(
         "--deterministic",
         action="store_true",
-        help="reproduce results bit for bit on a GPU too, at lower speed; a CPU always does",
+        help="reproduce results bit for bit on a GPU too, at lower speed; a CPU always does so "
+        "with the same number of threads",
     )
     training.add_argument(
         "--record",
         action="store_true",
-        help="record the first kernels of the CNN, from which kernel_vis.py makes training.gif",
+        help="record the kernels of the CNN's first convolution, from which kernel_vis.py makes "
+        "training.gif",
     )
     parser.set_defaults(out=out)
     argv = sys.argv[1:] if argv is None else argv

@@ -12,14 +12,14 @@ from fashion.recipe import Recipe
 
 LAYER_COUNT = 5
 
-# Chosen on held-out training images for the best accuracy in two minutes on two CPU cores.
+# Chosen on held-out training images for a high accuracy in about two minutes on two CPU cores.
 RECIPE = Recipe(
     epochs=45,
     # With batches of 1,024, Muon's own products take as long as the rest of a step. With larger
-    # batches they matter less, and the network learns as much per epoch.
+    # batches they matter less; 45 epochs of these do as well as 36 of 1,024.
     batch_size=2048,
-    optimizer="muon",  # in the same time, AdamW with batches of 1,024 is 0.3 points behind
-    learning_rate=0.03,  # 0.04 and 0.06 are no better
+    optimizer="muon",  # AdamW in 60 epochs of batches of 1,024 is 0.3 points behind
+    learning_rate=0.03,  # 0.02, 0.04 and 0.06 differ from it by noise only
     weight_decay=0.01,  # AdamW's default; Muon's weights have none
     warmup=0.1,  # early gradients mostly show what all images have in common
     label_smoothing=0.05,  # some labels are wrong; smoothing also lowers overconfidence
@@ -30,12 +30,12 @@ RECIPE = Recipe(
     flip=True,  # mirrored clothes keep their class
     ema_steps=100,
 )
-# A few epochs do not overfit: no augmentation, no dropout. Small batches give them more steps.
+# So few epochs do not overfit: no augmentation, no dropout. Small batches allow more steps.
 QUICK_RECIPE = replace(
     RECIPE,
     epochs=4,
     batch_size=256,
-    optimizer="adamw",  # Muon's products would take longest with batches this small
+    optimizer="adamw",  # Muon's products would take most of the time with batches this small
     learning_rate=2.5e-3,
     shifted=0.0,
     flip=False,

@@ -1,10 +1,10 @@
-"""Train with other settings than those of the recipes, and compare the accuracies.
+"""Train with settings that differ from those of the recipes, and compare the accuracies.
 
     python -m experiments.choices
 
 Trains on 45,000 of the 60,000 training images and scores the other 15,000, three times as many as
 fashionmnist.py's validation images; the test images are not used. Prints a table for each recipe,
-and writes choices.json to the folder outputs after each row. Takes 80 minutes on two CPU cores.
+and updates choices.json in the folder outputs after each row. Takes 100 minutes on two CPU cores.
 """
 
 import argparse
@@ -130,7 +130,7 @@ def describe(kind: str) -> str:
 
 
 def describe_change(settings: dict[str, Any]) -> str:
-    """Return settings as one line; the network's arguments stand beside the others."""
+    """Return settings as one line; with the network's arguments among the others."""
     flat = {**settings, **settings.get("model", {})}
     flat.pop("model", None)
     words = (f"{describe(key)} {value}" for key, value in flat.items())

@@ -2,9 +2,9 @@
 
     python -m experiments.record
 
-Trains three deeper networks, the teachers, on images, half of them partly covered by another one.
-The mean of what they predict for 72 such pictures of each training image is a table, from which
-both networks learn. Writes the same files as fashionmnist.py to the folder outputs/record.
+Trains three deeper networks, the teachers, on images of which half are partly covered by another
+image. The mean of what they predict for 72 such versions of each training image is a table, from
+which both networks learn. Writes the same files as fashionmnist.py to the folder outputs/record.
 Finished teachers, the table and finished runs are kept there and not repeated. Without a GPU, five
 seeds would take about three days.
 """
