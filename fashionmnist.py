@@ -110,7 +110,7 @@ def main(
 
         runs: dict[Job, Run] = {}
         if series:
-            with cli.advise("choose another folder with --out, or remove the old runs", UsageError):
+            with cli.advise("choose another --out, or remove this run's files", UsageError):
                 runs = find_runs(folder, jobs, make_trainer)
             print(f"{len(jobs)} runs requested, {len(runs)} already in {folder}")
         for name, seed in workers.select(jobs, runs):
@@ -205,7 +205,7 @@ def resume(trainer: Trainer, path: Path) -> None:
     if not path.exists():
         print(f"nothing to resume at {path}: starting from the first epoch")
         return
-    with cli.advise("use the same settings, or start again without --resume", UsageError):
+    with cli.advise("use the original settings, or start over with --overwrite", UsageError):
         trainer.resume(path)
     print(f"resumed from {path} after epoch {len(trainer.history)} of {trainer.recipe.epochs}")
 
@@ -289,8 +289,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="train for about a minute, to about 89.4 %% (FFN) and 92.1 %% (CNN) test accuracy, "
-        f"into the subfolder {QUICK_FOLDER} of the output folder",
+        help="train for about a minute, reaching about 89.4 %% (FFN) and 92.1 %% (CNN) test "
+        f"accuracy; writes to the subfolder {QUICK_FOLDER} of the output folder",
     )
     recipes = {name: network.recipe for name, network in MODELS.items()}
     arguments = parse_options(parser, recipes, argv)
@@ -352,7 +352,7 @@ def parse_options(
     arguments.models = list(dict.fromkeys(arguments.models))
     arguments.recipes, arguments.series = recipes, arguments.runs > 1
     if arguments.record and (arguments.runs > 1 or RECORDED_MODEL not in arguments.models):
-        raise UsageError("--record records a single CNN run: use it with cnn and without --runs")
+        raise UsageError("--record needs a single CNN run: include cnn in --models and omit --runs")
     return arguments
 
 

@@ -92,7 +92,7 @@ def choose_figures(inputs: "Inputs") -> list[str]:
             raise
         title = TITLES[inputs.cnn.dataset]
         print(
-            f"Left out, because {title} is neither complete in {arguments.data_dir} nor online: "
+            f"Left out, because {title} is incomplete in {arguments.data_dir} and not online: "
             f"{', '.join(sorted(OF_TEST_SET))}"
         )
         arguments.image = EXAMPLE_PICTURE
@@ -111,16 +111,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = cli.Parser("kernel_vis.py", "Look inside the trained networks.")
     figures = [*FIGURES, RECORDING]
-    help_only = f"figures to draw, of: {', '.join(figures)} "
-    help_only += f"(default: all, {RECORDING} if it was recorded; with --image FILE the first "
-    help_only += "three, which need no test images)"
+    help_only = f"figures to draw: {', '.join(figures)} "
+    help_only += f"(default: all, including {RECORDING} if it was recorded; with --image FILE only "
+    help_only += "the first three, which need no test images)"
     parser.add_argument("--only", nargs="+", choices=figures, metavar="NAME", help=help_only)
     parser.add_argument(
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help=f"weights of the CNN; other models are read from its folder (default: in "
-        f"{cli.OUTPUT_FOLDER} if it holds models, else those shipped with this project)",
+        help=f"weights of the CNN; other models are read from its folder (default: the one "
+        f"in {cli.OUTPUT_FOLDER} if it holds models, else the one shipped with this project)",
     )
     help_image = "number of a test image, from 0, or an image file (default: 0)"
     parser.add_argument("--image", type=parse_image, metavar="N|FILE", help=help_image)
@@ -191,7 +191,7 @@ class Inputs:
     @cached_property
     def dataset(self) -> Dataset:
         """The dataset that the CNN was trained on."""
-        with cli.advise("--data-dir names another folder", RunError):
+        with cli.advise("choose another folder with --data-dir", RunError):
             return load_dataset(self.cnn.dataset, self.arguments.data_dir)
 
     @cached_property
@@ -365,7 +365,7 @@ def write_recording(recording: Recording, inputs: Inputs) -> Path:
     """Write training.gif, the first kernels during training, and return its path."""
     numbers, names = choose_kernels(inputs.cnn, 1)
     epochs = [step / recording.steps_per_epoch for step in recording.steps]
-    title = f"First kernels, {inputs.subject}\nepoch"
+    title = f"Kernels of convolution 1, {inputs.subject}\nepoch"
     titles = [f"{title} {epoch:.1f} of {epochs[-1]:.0f}" for epoch in epochs]
     frames = list(recording.kernels[:, numbers, 0].numpy())
     out = inputs.arguments.out / f"{RECORDING}.gif"

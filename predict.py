@@ -70,7 +70,7 @@ def main(arguments: argparse.Namespace) -> None:
             except (UsageError, RunError) as error:
                 errors.append(error)
     for reason in errors:
-        logger.warning("skipped %s", reason)
+        logger.warning("picture skipped: %s", reason)
 
     if arguments.json:
         print(json.dumps([to_json(report) for report in reports], indent=2))
@@ -89,7 +89,8 @@ def main(arguments: argparse.Namespace) -> None:
             cli.print_files([path, page])
     if errors:
         kind = RunError if any(isinstance(error, RunError) for error in errors) else UsageError
-        raise kind(f"{len(errors)} of {len(errors) + len(reports)} pictures could not be used")
+        count = len(errors) + len(reports)
+        raise kind(f"{len(errors)} of {count} pictures could not be used, see above")
 
 
 def find_pictures(name: str) -> list[tuple[str, Path | io.BytesIO]]:
@@ -171,11 +172,13 @@ def to_text(report: PictureReport) -> str:
     if len({label for label, _ in best}) > 1:
         lines.append("  The models disagree.")
     if report.doubt:
-        lines.append(f"  Doubtful: {report.doubt}.")
+        lines.append(f"  The garment may not have been found: {report.doubt}.")
     strange = [name for name, excess in report.excess.items() if excess > 0]
     if strange:
         names = " and ".join(STYLES[name].label for name in strange)
-        lines.append(f"  Unlike the training images, according to {names}: do not rely on this.")
+        lines.append(
+            f"  Unlike the training images, according to {names}: the prediction is unreliable."
+        )
     if all(p < CONFIDENT for _, p in best):
         lines.append(f"  Uncertain: no probability reaches {CONFIDENT:.0%}.")
     return "\n".join(lines)
@@ -198,8 +201,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"folder with the models (default: {cli.OUTPUT_FOLDER} if it holds models, else those "
         "shipped with this project)",
     )
-    help_json = "print JSON instead of text: for each picture its file and doubt, and for each "
-    help_json += f"model label, probability, top{TOP_CLASSES}, energy_above_limit and familiar"
+    help_json = "print JSON: each picture has file and doubt and, under each model's name, label, "
+    help_json += f"probability, top{TOP_CLASSES}, energy_above_limit and familiar"
     parser.add_argument("--json", action="store_true", help=help_json)
     cli.add_out_option(parser, PREDICTION_NAME)
     return parser.parse_args(argv)

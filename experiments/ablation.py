@@ -237,7 +237,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=cli.number_type(int, 1, 100),
         default=SEEDS,
         metavar="N",
-        help="trainings per ingredient and model (default: %(default)s)",
+        help="training runs per ingredient and model (default: %(default)s)",
     )
     add_options(parser)
     return parser.parse_args(argv)

@@ -347,8 +347,8 @@ def print_table(result: dict[str, Any]) -> None:
     )
     for title, key, form in (
         ("images/s, ratio to the classic loop", "ratio", "{:.1f} x"),
-        ("share of the matrix peak", "share_of_peak", "{:.0%}"),
-        ("  of it in the optimizer", "optimizer_share_of_flops", "{:.0%}"),
+        ("share of peak matrix-product throughput", "share_of_peak", "{:.0%}"),
+        ("  optimizer's share of the operations", "optimizer_share_of_flops", "{:.0%}"),
         ("training with the quick recipe", "quick_seconds", "{:.1f} s"),
         ("  share of the classic loop's time", "time_to_accuracy_ratio", "{:.1%}"),
         ("evaluation of the test images", "evaluation_seconds", "{:.2f} s"),

@@ -82,7 +82,7 @@ def main(arguments: argparse.Namespace) -> None:
     }
     print(
         f"Trained on {len(dataset.train_indices):,} images, scored on "
-        f"{len(dataset.validation_indices):,}; seconds of a training, evaluation included"
+        f"{len(dataset.validation_indices):,}; seconds: training time, including evaluation"
     )
     for kind, changes in CHANGES.items():
         for name in changes:

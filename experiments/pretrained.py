@@ -27,7 +27,7 @@ def main(arguments: argparse.Namespace) -> None:
     paths = {name: arguments.checkpoints / f"{name}{SUFFIX}" for name in MODELS}
     with cli.advise("train the models with: python fashionmnist.py", UsageError):
         models = load_models(paths, MODELS)
-    with cli.advise("--data-dir names another folder", RunError):
+    with cli.advise("choose another folder with --data-dir", RunError):
         dataset = load_dataset(FASHION_MNIST, arguments.data_dir)
     prepare_folder(cli.PRETRAINED_FOLDER)
     held_out, files = dataset.validation_indices, []

@@ -28,7 +28,7 @@ from fashion.checkpoint import SUFFIX, load_tensors, save_tensors
 from fashion.data import CLASS_COUNT, IMAGE_SIZE, Dataset, augment, schedule_views, view_count
 from fashion.environment import autocast
 from fashion.evaluation import predict_logits
-from fashion.files import UsageError, lock_folder, prepare_folder
+from fashion.files import RunError, UsageError, lock_folder, prepare_folder
 from fashion.layers import KERNEL_SIZE, Network
 from fashion.recipe import Recipe
 from fashion.training import Trainer
@@ -304,11 +304,12 @@ def load_stage(
         return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
     tensors, metadata = load_tensors(path)
+    advice = "remove it, or choose another folder with --out"
     if metadata.get("identity") != identity:
-        raise UsageError(f"{path} was made with other settings")
+        raise UsageError(f"{path} was made with other settings or data: {advice}")
     finite = all(tensor.isfinite().all() for tensor in tensors.values())
     if describe(tensors) != describe(expected) or not finite:
-        raise UsageError(f"{path} is damaged; remove it to make it again")
+        raise UsageError(f"{path} is damaged: {advice}")
     return tensors
 
 
@@ -328,7 +329,7 @@ def main(arguments: argparse.Namespace) -> None:
     dataset = cli.load_data(arguments).to(device)
     pictures = ROUNDS * view_count(TEACHER_RECIPE.shift, TEACHER_RECIPE.flip)
     mixture = draw_mixture(len(dataset.images), dataset.train_indices.cpu(), pictures)
-    with cli.advise("choose another folder with --out"):
+    with cli.advise("choose another folder with --out", RunError):
         table = teach(arguments, dataset, mixture, precision)
 
     def make_trainer(network: type[Network], *settings: Any) -> Trainer:

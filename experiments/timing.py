@@ -46,7 +46,7 @@ def load_data(arguments: argparse.Namespace) -> Dataset:
         device = choose_device(arguments.device)
     with cli.advise("choose another folder with --out"):
         prepare_folder(arguments.out)
-    with cli.advise("--data-dir names another folder", RunError):
+    with cli.advise("choose another folder with --data-dir", RunError):
         return load_dataset(FASHION_MNIST, arguments.data_dir).to(device)
 
 

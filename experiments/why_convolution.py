@@ -161,7 +161,7 @@ def make_trainer(variant: Variant, dataset: Dataset, seed: int) -> Trainer:
 def train(variant: Variant, dataset: Dataset, seed: int, folder: Path) -> Run:
     """Return the saved run of a variant, or train, score and save it."""
     trainer = make_trainer(variant, dataset, seed)
-    with cli.advise("choose another folder with --out, or remove the old runs", UsageError):
+    with cli.advise("choose another --out, or remove this run's files", UsageError):
         run = find_run(folder, variant.name, trainer)
     if not run:
         while not trainer.finished:
@@ -336,12 +336,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--seeds",
         type=cli.number_type(int, 1, 100),
         metavar="N",
-        help=f"trainings of each network (default: {SEEDS}, with --quick 1)",
+        help=f"training runs of each network (default: {SEEDS}, with --quick 1)",
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help=f"train on {QUICK_IMAGES:,} images, into the subfolder quick of the output folder",
+        help=f"train on {QUICK_IMAGES:,} images; writes to the subfolder quick of the output "
+        "folder",
     )
     add_options(parser)
     parser.set_defaults(out=cli.OUTPUT_FOLDER / "why_convolution")

@@ -140,13 +140,13 @@ RECIPE_OPTIONS = (  # option, setting of the recipe, type, help
     ),
 )
 HELP = {
-    "--dataset": "auto: Fashion-MNIST, or synthetic images if it is neither on disk nor online",
-    "--data-dir": "folder with the dataset in FashionMNIST/raw, also for the download",
+    "--dataset": "auto: Fashion-MNIST; synthetic images if it is not on disk and no server answers",
+    "--data-dir": "folder whose subfolder FashionMNIST/raw holds, or will hold, the dataset",
     "--mirror": "address of a folder with the four archives, tried before torchvision's own",
-    "--timeout": "longest wait for one answer from the network",
+    "--timeout": "longest wait for an answer from the server",
     "--limit": "train on the first N images only",
-    "--seed": "seed of initial weights, order, augmentation and dropout",
-    "--runs": "train each model with N seeds, from --seed on, and compare",
+    "--seed": "seed of initial weights, image order, augmentation and dropout",
+    "--runs": "train each model with N seeds, starting at --seed, and compare the results",
     "--device": "device to train on; auto: the fastest available",
     "--precision": "precision of matrix products; auto: bfloat16 if the hardware has it",
     "--resume": "continue an interrupted run with the same settings after its last finished epoch",
@@ -186,7 +186,7 @@ def add_data_options(parser: argparse._ActionsContainer) -> None:
     _add_option(parser, "--limit", type=image_count, metavar="N")
 
 
-@advise("--mirror names another source of the files, --data-dir another folder", RunError)
+@advise("choose another source with --mirror, or another folder with --data-dir", RunError)
 def load_data(arguments: argparse.Namespace) -> Dataset:
     """Load the dataset that the options of add_data_options select; see data.load_dataset."""
     return load_dataset(
@@ -237,7 +237,7 @@ def check_previous_results(arguments: argparse.Namespace, state_paths: Iterable[
     if old and not resuming:
         previous = describe_results(arguments.out)
         results = f"{arguments.out} ({previous})" if previous else arguments.out
-        print(f"The results in {results} and the pictures of their models will be replaced.")
+        print(f"The results in {results} and the figures of these models will be replaced.")
 
 
 def find_models(names: Iterable[str]) -> Path:

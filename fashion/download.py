@@ -145,7 +145,7 @@ def _download_archives(raw: Path, damaged: list[str], mirror: str | None, timeou
             answers.append(f"{address}: {reason[-1]}")
     raise NoSourceError(
         f"Fashion-MNIST is incomplete ({', '.join(damaged)} missing or damaged) and could not be "
-        f"downloaded ({'; '.join(answers)}). Put the four files "
+        f"downloaded ({'; '.join(answers)}). Put the four archives "
         f"{', '.join(name for name, _ in FashionMNIST.resources)} into {raw}"
     )
 
@@ -175,7 +175,7 @@ def _download(address: str, name: str, md5: str, timeout: float) -> bytes:
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         kind = "plain MNIST" if found in MNIST_MD5 else "not the expected file"
-        raise ValueError(f"{name} has MD5 {found}, which is {kind}")
+        raise ValueError(f"{name} is {kind} (MD5 {found})")
     return bytes(content)
 
 

@@ -38,7 +38,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = available[0]
     if name not in available:
-        raise UsageError(f"torch finds no device {name} on this machine")
+        raise UsageError(f"device {name} is not available on this machine or in this torch build")
     return torch.device(name)
 
 
@@ -131,8 +131,8 @@ def warn_of_differences(path: Path, saved: Any, device: torch.device) -> None:
             for values in (saved, current)
         )
         logger.warning(
-            f"{path} was made with {then}, this process has {now}; "
-            "results can differ in the last bits"
+            f"{path} was made with {then}, but this process has {now}; "
+            "results may differ in the last bits"
         )
 
 

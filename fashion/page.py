@@ -20,7 +20,7 @@ MEASURES = {  # label of a row, and how its values are written
     "validation_accuracy": ("Validation accuracy", "{:.2%}".format),
     "test_accuracy": ("Test accuracy", "{:.2%}".format),
     "flip_averaged_accuracy": (
-        "Test accuracy, averaged over each image and its mirror image",
+        "Test accuracy, predictions averaged over each image and its mirror image",
         "{:.2%}".format,
     ),
 }
@@ -51,7 +51,7 @@ def write_page(folder: Path) -> Path:
     try:
         metrics, comparison = (json.loads(f.read_bytes()) if f.exists() else {} for f in files)
         body = [_show_pictures(folder, name, metrics.get("models", ())) for name in CAPTIONS]
-        title = "Pictures of the models"
+        title = "Figures of the models"
         if metrics:
             title = escape(f"Results on {metrics['dataset']['title']}")
             body = [_show_results(metrics, comparison), *body, _show_settings(metrics)]
@@ -59,7 +59,9 @@ def write_page(folder: Path) -> Path:
     except OSError as error:
         raise RunError(f"cannot write {page}: {error}") from error
     except CONTENT_ERRORS as error:
-        raise UsageError(f"{METRICS_NAME} or comparison.json in {folder} is damaged") from error
+        raise UsageError(
+            f"{METRICS_NAME} or comparison.json in {folder} is damaged: remove both, or train again"
+        ) from error
     write_file(page, html)
     return page
 

@@ -86,7 +86,9 @@ def read_photo(source: Path | BinaryIO, name: str) -> Image.Image:
     except Exception as error:
         kind = "not an image" if isinstance(error, UnidentifiedImageError) else "damaged"
         formats = ", ".join(FORMATS)
-        raise UsageError(f"{name}: the file is {kind}, or not one of {formats}") from error
+        raise UsageError(
+            f"{name}: the file is {kind}, or its format is not supported ({formats})"
+        ) from error
 
 
 def _reduce(image: Image.Image) -> Image.Image:
@@ -144,7 +146,7 @@ def prepare_with_doubt(photo: Image.Image, name: str) -> tuple[np.ndarray, str |
         mask = segment(small)
         if mask.any():
             return from_mask(small, mask), find_doubt(mask)
-    raise UsageError(f"{name}: the image shows nothing but its background")
+    raise UsageError(f"{name}: no garment found, the whole picture looks like background")
 
 
 def background_colour(photo: Image.Image) -> Colour:
@@ -199,12 +201,12 @@ def find_doubt(mask: np.ndarray) -> str | None:
     """Return what is unusual about a garment's mask, or None."""
     share = mask.mean()
     if not 0.04 <= share <= 0.85:
-        return f"the garment found covers {share:.0%} of the picture"
+        return f"the detected garment covers {share:.0%} of the picture"
     if len(_regions(mask)[0]) > 3:
-        return "the garment found is in many pieces"
+        return "the detected garment is in many pieces"
     edge = round(2 * FRAME * min(mask.shape)) + 1
     if all(each.any() for each in (mask[:edge], mask[-edge:], mask[:, :edge], mask[:, -edge:])):
-        return "the garment found reaches all edges of the picture"
+        return "the detected garment reaches all edges of the picture"
     return None
 
 

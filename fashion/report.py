@@ -30,7 +30,7 @@ CAPTIONS = {
     "learning_curves.png": "Validation loss and accuracy of the models, averaged over the seeds.",
     "_loss.png": "Loss and accuracy on training and validation images by epoch.",
     "_confusion.png": "Confusion matrix of the test images in percent of the true class.",
-    "_incorrect.png": "The most confident mistakes of each class.",
+    "_incorrect.png": "The most confident errors of each class.",
     "_correct.png": "Correct predictions and their uncalibrated probabilities.",
     "calibration.png": "Accuracy of predictions by their confidence, before calibration.",
     "suspect_labels.png": "Labels that look wrong, because all runs give them a low probability.",
@@ -152,9 +152,9 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
             f"{name.upper()}: test accuracy {values}\n"
             f"  mean {accuracy['mean']:.2%}, standard deviation {accuracy['std']:.2%}, "
             f"{_format_interval(accuracy)}, range {accuracy['min']:.2%} to {accuracy['max']:.2%}\n"
-            f"  averaged over each image and its mirror image: mean {averaged['mean']:.2%}, "
-            f"standard deviation {averaged['std']:.2%}\n"
-            f"  averaged over the {len(accuracy['values'])} networks: "
+            f"  predictions averaged over each image and its mirror image: "
+            f"mean {averaged['mean']:.2%}, standard deviation {averaged['std']:.2%}\n"
+            f"  predictions averaged over the {len(accuracy['values'])} networks: "
             f"{model['ensemble_accuracy']:.2%}\n"
             f"  expected calibration error {model['expected_calibration_error']['mean']:.2%}; "
             f"{model['parameters']:,} parameters, "
@@ -167,9 +167,10 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
         print(
             f"{difference['of'].upper()}: {100 * accuracy['mean']:+.2f} points "
             f"({_format_interval(accuracy, '')}), paired by seed; McNemar's "
-            f"exact test on seed {mcnemar['seed']}: {mcnemar['only_first_correct']} images only "
-            f"{mcnemar['first'].upper()} correct, {mcnemar['only_second_correct']} only "
-            f"{mcnemar['second'].upper()}, p = {mcnemar['p_value']:.2g}"
+            f"exact test on seed {mcnemar['seed']}: {mcnemar['only_first_correct']} images "
+            f"classified correctly only by {mcnemar['first'].upper()}, "
+            f"{mcnemar['only_second_correct']} only by {mcnemar['second'].upper()}, "
+            f"p = {mcnemar['p_value']:.2g}"
         )
     models, measures = comparison["models"], ("precision", "recall", "f1")
     heads = "".join(

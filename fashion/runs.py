@@ -185,8 +185,8 @@ def find_run(folder: Path, name: str, trainer: Trainer) -> Run | None:
         for key in identity | saved:  # subclasses of Trainer add settings
             if saved.get(key) != identity.get(key):
                 raise UsageError(
-                    f"{path} is a run with {key} {saved.get(key)}, this series has "
-                    f"{identity.get(key)}; runs with different settings or data are not mixed"
+                    f"{path} is a run with {key} {saved.get(key)}, but this command has "
+                    f"{identity.get(key)}"
                 )
         weights, metadata = load_tensors(path.with_suffix(SUFFIX))
         logits, _ = load_tensors(path.with_suffix(f".logits{SUFFIX}"))
@@ -209,7 +209,7 @@ def find_run(folder: Path, name: str, trainer: Trainer) -> Run | None:
             tested_at=figures["tested_at"],
         )
     except CONTENT_ERRORS as error:
-        raise UsageError(f"{path} is damaged; remove it to train this run again") from error
+        raise UsageError(f"{path} is damaged") from error
 
 
 def find_runs(
@@ -227,8 +227,8 @@ def _exchange() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RunError(
-            "another process of this job has ended; its own message says why. Finished runs are "
-            "saved: the same command does only the others"
+            "another process of this job has ended, see its own message. Finished runs are saved: "
+            "repeat the command to train the others"
         ) from error
 
 
@@ -252,8 +252,8 @@ class Workers:
         if device.type == "cuda" and self.size > 1:
             if self._local_size > torch.cuda.device_count():
                 raise UsageError(
-                    f"{self._local_size} processes on this machine need as many GPUs, and it has "
-                    f"{torch.cuda.device_count()}"
+                    f"{self._local_size} processes need as many GPUs, but this machine has "
+                    f"{torch.cuda.device_count()}; start fewer processes"
                 )
             self.device = torch.device("cuda", local_rank)
             torch.cuda.set_device(self.device)

@@ -405,11 +405,12 @@ class Trainer:
             value = identity.get(setting)
             if saved.get(setting) != value:
                 raise UsageError(
-                    f"{path} was trained with {setting} {saved.get(setting)}, this run has {value}"
+                    f"{path} is from a run with {setting} {saved.get(setting)}, "
+                    f"but this run has {value}"
                 )
         warn_of_differences(path, state.get("environment"), self.device)
         if self._recorded_steps and not state.get("frames"):
-            raise UsageError(f"{path} was trained without recording kernels")
+            raise UsageError(f"{path} is from a run that did not record kernels")
         try:
             self.model.load_state_dict(state["model"])
             self.averaged.load_state_dict(state["averaged"])
@@ -441,7 +442,7 @@ def describe_unfinished(path: Path) -> str | None:
         identity, done = state["identity"], len(state["history"])
         if done >= identity["epochs"]:
             return None
-        return f"{done} of {identity['epochs']} epochs of a training with seed {identity['seed']}"
+        return f"{done} of {identity['epochs']} epochs of a run with seed {identity['seed']}"
     except (UsageError, KeyError, TypeError):
         return None  # nothing can be resumed from a damaged file
 

@@ -173,7 +173,7 @@ def test_data_that_cannot_be_loaded_is_an_error_with_advice(tmp_path, no_network
     parser = cli.Parser("script.py", "Train.")
     cli.add_data_options(parser)
     options = ["--dataset", "fashion-mnist", "--data-dir", str(tmp_path)]
-    with pytest.raises(NoSourceError, match=f"{tmp_path}.*; --mirror names another source"):
+    with pytest.raises(NoSourceError, match=f"{tmp_path}.*; choose another source with --mirror"):
         cli.load_data(parser.parse_args(options))
 
 

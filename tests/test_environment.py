@@ -35,7 +35,7 @@ def test_auto_chooses_the_fastest_device(devices, available, chosen):
 def test_missing_device_is_rejected(devices):
     devices("mps")
     assert environment.choose_device("mps") == MPS
-    with pytest.raises(UsageError, match="no device cuda"):
+    with pytest.raises(UsageError, match="device cuda is not available"):
         environment.choose_device("cuda")
 
 
@@ -140,5 +140,5 @@ def test_other_environment_is_named_in_a_warning(tmp_path, caplog):
     environment.warn_of_differences(tmp_path / "file", {**current, "threads": 99}, CPU)
     environment.warn_of_differences(tmp_path / "file", None, CPU)
     first, second = (record.getMessage() for record in caplog.records)
-    assert "was made with threads 99, this process has threads" in first and "torch" not in first
+    assert "made with threads 99, but this process has threads" in first and "torch" not in first
     assert torch.__version__ in second

@@ -538,7 +538,7 @@ def test_replacing_figures_without_results_is_announced(tmp_path, no_pictures, c
     (tmp_path / "kernel_grid.png").write_text("of other models")
     assert run(*SHORT, "--models", "ffn", "--out", tmp_path) == 0
     printed = capsys.readouterr().out
-    assert f"The results in {tmp_path} and the pictures of their models will be" in printed
+    assert f"The results in {tmp_path} and the figures of these models will be" in printed
     assert not (tmp_path / "kernel_grid.png").exists()
 
 

@@ -280,7 +280,7 @@ def test_without_the_dataset_a_drawing_replaces_the_test_image(without_data, fig
     assert without_data() == 0
     printed = capsys.readouterr().out
     (note,) = [line for line in printed.splitlines() if line.startswith("Left out, because")]
-    assert note.endswith("nor online: embedding, saliency, top_activations")
+    assert note.endswith("not online: embedding, saliency, top_activations")
     assert "boot.png; CNN prediction" in printed
     assert set(figures) == {f"{name}.png" for name in list(kernel_vis.FIGURES)[:3]}
 

@@ -99,7 +99,7 @@ def test_page_shows_results_pictures_and_settings_of_one_run(tmp_path):
         ["Test accuracy", "87.50%", "87.50%"],
     ]
     assert shown.rows[5][:3] == [
-        "Test accuracy, averaged over each image and its mirror image",
+        "Test accuracy, predictions averaged over each image and its mirror image",
         "93.75%",
         "93.75%",
     ]

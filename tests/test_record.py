@@ -213,14 +213,14 @@ def test_damaged_stages_and_those_of_other_settings_are_rejected(
     monkeypatch.setattr(record, "TEACHER_RECIPE", changed)
     assert run("--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert "teacher0.safetensors was made with other settings; choose another folder" in error
+    assert "teacher0.safetensors was made with other settings or data: remove it" in error
 
 
 @pytest.mark.parametrize("broken", [torch.full((2,), torch.nan), torch.zeros(3)])
 def test_stage_with_other_tensors_is_rejected(tmp_path, broken):
     path = tmp_path / "stage.safetensors"
     save_tensors(path, {"a": broken}, {"identity": {}})
-    with pytest.raises(UsageError, match=r"stage.safetensors is damaged; remove it"):
+    with pytest.raises(UsageError, match=r"stage.safetensors is damaged: remove it"):
         record.load_stage(path, {}, {"a": torch.zeros(2)})
 
 

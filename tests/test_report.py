@@ -135,7 +135,7 @@ def test_comparison_shows_any_number_of_models(capsys):
     assert printed.count("1.0 ms for 1 image, 250.0 ms for 1000 images") == 3
     assert printed.count("0.1 points: 17") == 3
     assert printed.count("A - B: +1.50 points (") == 3
-    assert "on seed 4: 8 images only B correct, 9 only A, p = 0.5" in printed
+    assert "on seed 4: 8 images classified correctly only by B, 9 only by A, p = 0.5" in printed
     header, *rows = printed.splitlines()[-11:]
     assert [row[:11].strip() for row in rows] == list(CLASS_NAMES)
     # Student's t for 1 degree of freedom is 12.7; the standard error is 12.5 points.

@@ -380,7 +380,7 @@ def test_resuming_with_another_setting_is_rejected_by_its_name(
     dataset, resume_file, setting, change
 ):
     trainer = make_trainer(**{"name": "ffn", "dataset": dataset} | change)
-    with pytest.raises(UsageError, match=f"was trained with {setting} .*, this run has "):
+    with pytest.raises(UsageError, match=f"a run with {setting} .*, but this run has "):
         trainer.resume(resume_file)
 
 
@@ -394,13 +394,13 @@ def test_resuming_with_another_setting_is_rejected_by_its_name(
 )
 def test_resuming_with_other_data_is_rejected(dataset, resume_file, setting, change):
     trainer = make_trainer("ffn", replace(dataset, **change))
-    with pytest.raises(UsageError, match=f"was trained with {setting}"):
+    with pytest.raises(UsageError, match=f"a run with {setting}"):
         trainer.resume(resume_file)
 
 
 def test_training_without_a_recording_cannot_be_resumed_with_one(dataset, tmp_path):
     make_trainer("cnn", dataset).save(tmp_path / "resume.pt")
-    with pytest.raises(UsageError, match="without recording kernels"):
+    with pytest.raises(UsageError, match="did not record kernels"):
         make_trainer("cnn", dataset, record=True).resume(tmp_path / "resume.pt")
 
 
@@ -475,7 +475,7 @@ def test_unfinished_training_is_described(tiny_dataset, tmp_path):
     path = tmp_path / "resume.pt"
     assert training.describe_unfinished(path) is None
     trainer = make_trainer("ffn", tiny_dataset, epochs=2)
-    for described in ("1 of 2 epochs of a training with seed 0", None):
+    for described in ("1 of 2 epochs of a run with seed 0", None):
         trainer.train_epoch()
         trainer.save(path)
         assert training.describe_unfinished(path) == described

@@ -70,7 +70,7 @@ def test_file_that_is_not_an_image_is_rejected(tmp_path, trial, content):
 @pytest.mark.parametrize("size", [(1, 1), (50, 50)])
 def test_image_of_background_only_is_rejected(tmp_path, trial, size):
     Image.new("RGB", size, (7, 99, 200)).save(tmp_path / "plain.png")
-    with trial("hostile images"), pytest.raises(UsageError, match="nothing but its background"):
+    with trial("hostile images"), pytest.raises(UsageError, match="looks like background"):
         prepare_file(tmp_path / "plain.png")
 
 
@@ -121,7 +121,10 @@ def test_format_that_is_not_supported_is_rejected_unread(tmp_path, trial, monkey
     image = Image.new("RGB", (60, 60), "red")
     content = encode(image.convert("P") if kind == "BLP" else image, kind)
     (tmp_path / "a.png").write_bytes(content)
-    with trial("hostile images"), pytest.raises(UsageError, match="not one of BMP, GIF, JPEG"):
+    with (
+        trial("hostile images"),
+        pytest.raises(UsageError, match="not supported"),
+    ):
         photo.read_photo(tmp_path / "a.png", "a.png")
 
 
