@@ -251,7 +251,7 @@ def test_resuming_with_other_settings_is_rejected(short_run, capsys):
     before = (short_run[0] / "ffn.resume.pt").read_bytes()
     assert run(*SHORT, "--epochs", "3", "--out", short_run[0], "--resume") == 2
     error = capsys.readouterr().err
-    assert "trained with epochs 2, this run has 3" in error and "without --resume" in error
+    assert "a run with epochs 2, but this run has 3" in error and "--overwrite" in error
     assert (short_run[0] / "ffn.resume.pt").read_bytes() == before
 
 
@@ -343,7 +343,7 @@ def test_runs_with_different_settings_are_not_mixed(series, capsys):
     before = (series[0] / "comparison.json").read_bytes()
     assert run(*SHORT, "--runs", "2", "--lr", "0.01", "--out", series[0]) == 2
     error = capsys.readouterr().err
-    assert "not mixed" in error and "learning_rate" in error and "--out" in error
+    assert "but this command has 0.01" in error and "learning_rate" in error and "--out" in error
     assert len(error.splitlines()) <= 2
     assert (series[0] / "comparison.json").read_bytes() == before
 
@@ -430,7 +430,7 @@ def test_absent_device_is_rejected_before_anything_is_written(tmp_path, monkeypa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run("--device", "cuda", "--out", tmp_path / "out", "--data-dir", tmp_path / "data") == 2
     error = capsys.readouterr().err
-    assert "no device cuda" in error and "--device" in error
+    assert "device cuda is not available" in error and "--device" in error
     assert not list(tmp_path.iterdir())
 
 
