@@ -25,7 +25,7 @@ from fashion.training import Trainer
 from models import MODELS
 
 HELD_OUT_SHARE = 1 / 4
-SEEDS = {"quick_recipe": 3, "recipe": 1}  # whole trainings are long
+SEEDS = {"quick_recipe": 3, "recipe": 1}  # a full run takes minutes
 
 # Settings that differ from each recipe.
 CHANGES: dict[str, dict[str, Sequence[dict[str, Any]]]] = {
@@ -130,7 +130,7 @@ def describe(kind: str) -> str:
 
 
 def describe_change(settings: dict[str, Any]) -> str:
-    """Return settings as one line; with the network's arguments among the others."""
+    """Return settings as one line, with the network's arguments among the others."""
     flat = {**settings, **settings.get("model", {})}
     flat.pop("model", None)
     words = (f"{describe(key)} {value}" for key, value in flat.items())
