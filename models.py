@@ -1,12 +1,11 @@
-"""The table of networks. A new network is one file with its class and recipe, and one row here."""
+"""The networks that are trained and compared. A new one is a file like cnn.py and a row here."""
 
-from cnn import CNN
-from fashion.layers import Network
-from fashion.plots import assign_styles
-from ffn import FFN
+from fashion.recipe import Model
 
-MODELS: dict[str, type[Network]] = {
-    "ffn": FFN,
-    "cnn": CNN,
+import cnn
+import ffn
+
+MODELS = {
+    "ffn": Model(ffn.FFN, ffn.RECIPE, ffn.QUICK),
+    "cnn": Model(cnn.CNN, cnn.RECIPE, cnn.QUICK),
 }
-STYLES = assign_styles(MODELS)  # label, colour and marker of each model in every figure

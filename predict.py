@@ -2,211 +2,131 @@
 
     python predict.py shoe.jpg
 
-Prints the predictions of all models for each picture. Writes prediction.png to the folder outputs:
-the picture, the input of the models, their probabilities, and saliency maps. The page report.html
-there shows it.
+Prints the predictions of all networks for each picture. Writes prediction.png to the folder
+outputs: the picture, the input of the networks, their probabilities, and saliency maps. The page
+report.html there shows it.
 """
 
 import argparse
+import glob
 import io
 import json
-import logging
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from fashion.checkpoint import Network, load_networks
+from fashion.page import write_page
+from fashion.photo import prepare, read_photo
+from fashion.prediction import TOP, Report, draw, one_line
+from fashion.script import OUTPUTS, Parser, UserError, list_files, make_folder, quiet, run
+from fashion.style import label, save_figure
+
 import torch
 
-from fashion import cli
-from fashion.checkpoint import SUFFIX, Checkpoint, load_models
-from fashion.data import CLASS_NAMES, TITLES
-from fashion.evaluation import energy, predict_logits
-from fashion.explain import occlusion
-from fashion.explain_plots import PictureReport, draw_reports
-from fashion.files import RunError, UsageError, prepare_folder
-from fashion.page import write_page
-from fashion.photo import prepare_with_doubt, read_photo
-from fashion.plots import save_figure
-from fashion.report import PREDICTION_NAME
-from models import MODELS, STYLES
+from models import MODELS
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-MAX_BYTES = 200_000_000  # of standard input; larger files are hardly pictures
-TOP_CLASSES = 3  # listed for each model
+READABLE = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = (*READABLE, ".heic", ".heif", ".avif")  # the others are reported, not ignored silently
 CONFIDENT = 0.6  # a highest probability below this value is reported as uncertain
 MAX_ROWS = 10  # of prediction.png; more would be too small to read
 
-logger = logging.getLogger(__name__)
 
-
-def main(arguments: argparse.Namespace) -> None:
-    """Load the models, then print and draw their predictions for all pictures.
-
-    Raises:
-        UsageError: At the end, if some pictures could not be used.
-    """
-    folder = arguments.checkpoints or cli.find_models(MODELS)
-    if not arguments.json:
-        print(f"Models: {folder}")
-    paths = {name: folder / f"{name}{SUFFIX}" for name in MODELS}
-    command = shlex.join(["python", "fashionmnist.py", "--out", str(folder)])
-    with cli.advise(f"train the models with: {command}", UsageError):
-        models = load_models(paths, MODELS)
-    prepare_folder(arguments.out)
-
-    reports: list[PictureReport] = []
-    errors: list[Exception] = []
-    for argument in arguments.pictures:
-        try:
-            pictures = find_pictures(argument)
-        except (UsageError, RunError) as error:
-            errors.append(error)
-            continue
-        for name, source in pictures:
+def main() -> None:
+    """Print and draw the predictions for all pictures; UserError at the end if some failed."""
+    args = parse_arguments()
+    reports: list[Report] = []
+    with quiet(args.json):
+        networks = load_networks(args.checkpoints, MODELS)
+        make_folder(args.out)
+        pictures = [name for argument in args.pictures for name in find_pictures(argument)]
+        for name in pictures:
             try:
-                reports.append(classify(name, source, models, len(reports) < MAX_ROWS))
-            except (UsageError, RunError) as error:
-                errors.append(error)
-    for reason in errors:
-        logger.warning("picture skipped: %s", reason)
-
-    if arguments.json:
+                reports.append(classify(name, networks))
+                print(to_text(reports[-1]), flush=True)
+            except UserError as error:
+                print(one_line(f"picture skipped: {error}"), file=sys.stderr)
+        if reports:
+            title = f"Predictions of networks trained on {next(iter(networks.values())).dataset}"
+            if len(reports) > MAX_ROWS:
+                title += f"\nThe first {MAX_ROWS} of {len(reports)} pictures"
+            figure = draw(reports[:MAX_ROWS], networks, title)
+            list_files([save_figure(figure, args.out / "prediction.png"), write_page(args.out)])
+    if args.json:
         print(json.dumps([to_json(report) for report in reports], indent=2))
-    else:
-        for report in reports:
-            print(to_text(report))
-    if reports:
-        path = arguments.out / PREDICTION_NAME
-        dataset = TITLES[next(iter(models.values())).dataset]
-        title = f"Predictions of the models in {folder.resolve().name}, trained on {dataset}"
-        if len(reports) > MAX_ROWS:
-            title += f"\nthe first {MAX_ROWS} of {len(reports)} pictures"
-        save_figure(draw_reports(reports[:MAX_ROWS], STYLES, title), path)
-        page = write_page(arguments.out)
-        if not arguments.json:
-            cli.print_files([path, page])
-    if errors:
-        kind = RunError if any(isinstance(error, RunError) for error in errors) else UsageError
-        count = len(errors) + len(reports)
-        raise kind(f"{len(errors)} of {count} pictures could not be used, see above")
+    if failed := len(pictures) - len(reports):
+        raise UserError(f"{failed} of {len(pictures)} pictures could not be used, see above")
 
 
-def find_pictures(name: str) -> list[tuple[str, Path | io.BytesIO]]:
-    """Return the names and sources of pictures: a file, those in a folder, or standard input.
+def find_pictures(argument: str) -> list[str]:
+    """Return the pictures in a folder or of a pattern; else, the argument itself."""
+    files = []
+    if (path := Path(argument)).is_dir():
+        files = [str(file) for file in path.iterdir() if file.name[0] != "."]
+    elif set("*?") & set(argument):  # the shell of Windows leaves patterns to the program
+        files = glob.glob(argument)  # noqa: PTH207, the pattern may be absolute
+    return sorted(file for file in files if file.lower().endswith(SUFFIXES)) or [argument]
 
-    Raises:
-        UsageError: If a folder holds no pictures, or standard input is too long.
-        RunError: If a folder cannot be read.
-    """
+
+def classify(name: str, networks: Mapping[str, Network]) -> Report:
+    """Return the report on a picture."""
+    source: Path | io.BytesIO = Path(name)
     if name == "-":
-        content = sys.stdin.buffer.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UsageError(f"standard input: longer than {MAX_BYTES:,} bytes")
-        return [("standard input", io.BytesIO(content))]
-    if not Path(name).is_dir():
-        return [(name, Path(name))]
-    try:
-        files = sorted(file for file in Path(name).iterdir() if file.suffix.lower() in SUFFIXES)
-    except OSError as error:
-        raise RunError(f"cannot read {name}: {error.strerror}") from error
-    if not files:
-        raise UsageError(f"{name}: no pictures in this folder ({', '.join(sorted(SUFFIXES))})")
-    return [(str(file), file) for file in files]
-
-
-def classify(
-    name: str, source: Path | io.BytesIO, models: Mapping[str, Checkpoint], explain: bool
-) -> PictureReport:
-    """Return the predictions of all models for a picture, a file or a stream with its content.
-
-    With explain, the report also has the photo and saliency maps, for the figure.
-
-    Raises:
-        UsageError: If the picture cannot be used.
-        RunError: If the file cannot be read.
-    """
+        name, source = "standard input", io.BytesIO(sys.stdin.buffer.read())
+    elif Path(name).is_dir():
+        raise UserError(f"{name}: the folder holds no pictures ({', '.join(READABLE)})")
     photo = read_photo(source, name)
-    image, doubt = prepare_with_doubt(photo, name)
-    report = PictureReport(name, photo if explain else None, image, {}, {}, {}, doubt)
-    for key, model in models.items():
-        images = torch.from_numpy(image[None])
-        logits = predict_logits(model.model, images, model.mean, model.std)
-        probabilities = (logits[0] / model.temperature).softmax(0).numpy()
-        report.probabilities[key] = probabilities
-        report.excess[key] = energy(logits).item() - model.energy_limit
-        if explain:  # hundreds of photos would fill the memory
-            report.saliency[key] = occlusion(model, image, int(probabilities.argmax()))
-    return report
+    pixels, doubt = prepare(photo, name)
+    photo.thumbnail((400, 400))  # hundreds of photos would fill the memory
+    image = torch.from_numpy(pixels)
+    probabilities = {key: n.probabilities(image[None])[0] for key, n in networks.items()}
+    excess = {key: n.excess_energy(image[None]).item() for key, n in networks.items()}
+    return Report(name, photo, image, doubt, probabilities, excess)
 
 
-def top_classes(probabilities: np.ndarray) -> list[tuple[str, float]]:
-    """Return the names and probabilities of the most probable classes, in descending order."""
-    order = np.argsort(-probabilities, kind="stable")[:TOP_CLASSES]
-    return [(CLASS_NAMES[label], float(probabilities[label])) for label in order]
-
-
-def to_json(report: PictureReport) -> dict[str, object]:
-    """Return the predictions for a picture as an entry of the JSON list; see --json."""
-    entry: dict[str, object] = {"file": report.name, "doubt": report.doubt}
-    for name, probabilities in report.probabilities.items():
-        top = [{"label": label, "probability": p} for label, p in top_classes(probabilities)]
-        excess = report.excess[name]
-        entry[name] = {
-            **top[0],
-            f"top{TOP_CLASSES}": top,
-            "energy_above_limit": excess,
-            "familiar": excess <= 0,
-        }
+def to_json(report: Report) -> dict[str, Any]:
+    """Return an entry of the JSON list; see --json."""
+    entry: dict[str, Any] = {"file": report.name, "doubt": report.doubt}
+    for name, excess in report.excess.items():
+        top = [{"label": title, "probability": p} for title, p in report.top(name)]
+        entry[name] = top[0] | {f"top{TOP}": top}
+        entry[name] |= {"energy_above_limit": excess, "familiar": excess <= 0}
     return entry
 
 
-def to_text(report: PictureReport) -> str:
-    """Return the predictions for a picture as lines of text, with a note if they are doubtful."""
-    lines = [report.name]
-    for name, probabilities in report.probabilities.items():
-        classes = ", ".join(f"{label} {p:.1%}" for label, p in top_classes(probabilities))
-        lines.append(f"  {STYLES[name].label}: {classes}")
-    best = [top_classes(values)[0] for values in report.probabilities.values()]
-    if len({label for label, _ in best}) > 1:
-        lines.append("  The models disagree.")
+def to_text(report: Report) -> str:
+    """Return the predictions as lines of text, with a note if they are doubtful."""
+    tops = {name: report.top(name) for name in report.probabilities}
+    lines = [one_line(report.name)]
+    for name, top in tops.items():
+        lines.append(f"  {label(name)}: " + ", ".join(f"{title} {p:.1%}" for title, p in top))
+    if len({top[0][0] for top in tops.values()}) > 1:
+        lines.append("  The networks disagree.")
     if report.doubt:
         lines.append(f"  The garment may not have been found: {report.doubt}.")
-    strange = [name for name, excess in report.excess.items() if excess > 0]
-    if strange:
-        names = " and ".join(STYLES[name].label for name in strange)
-        lines.append(
-            f"  Unlike the training images, according to {names}: the prediction is unreliable."
-        )
-    if all(p < CONFIDENT for _, p in best):
+    if strange := report.strange():
+        lines.append(f"  Unlike the training images of {strange}: the prediction is unreliable.")
+    if all(top[0][1] < CONFIDENT for top in tops.values()):
         lines.append(f"  Uncertain: no probability reaches {CONFIDENT:.0%}.")
     return "\n".join(lines)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line.
-
-    Raises:
-        UsageError: If an argument is unknown or malformed.
-    """
-    description = "Classify your own pictures with the trained networks."
-    parser = cli.Parser("predict.py", description, "[options] PICTURE ...")
-    help_pictures = "picture files, folders of them, or - for one from standard input"
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=help_pictures)
-    parser.add_argument(
-        "--checkpoints",
-        type=Path,
-        metavar="DIR",
-        help=f"folder with the models (default: {cli.OUTPUT_FOLDER} if it holds models, else those "
-        "shipped with this project)",
-    )
-    help_json = "print JSON: each picture has file and doubt and, under each model's name, label, "
-    help_json += f"probability, top{TOP_CLASSES}, energy_above_limit and familiar"
-    parser.add_argument("--json", action="store_true", help=help_json)
-    cli.add_out_option(parser, PREDICTION_NAME)
-    return parser.parse_args(argv)
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = Parser("Classify your own pictures with the trained networks.")
+    add = parser.add_argument
+    text = "picture files, folders of them, or - for one from standard input"
+    add("pictures", nargs="+", metavar="PICTURE", help=text)
+    text = "weights, a file or a folder (default: those in the output folder, or shipped ones)"
+    add("--checkpoints", type=Path, metavar="PATH", help=text)
+    text = "print JSON: each picture has file and doubt and, under each network's name, label, "
+    text += f"probability, top{TOP}, energy_above_limit and familiar"
+    add("--json", action="store_true", help=text)
+    text = f"folder for the figure ({OUTPUTS})"
+    add("--out", type=Path, default=OUTPUTS, metavar="DIR", help=text)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(parse_arguments, main))
+    sys.exit(run(main))

@@ -1,256 +1,158 @@
-"""Comparison of models over many seeds: accuracy, calibration, cost and suspicious labels.
+"""Comparison of networks over several seeds: accuracy, calibration, cost and suspicious labels."""
 
-All intervals are two-sided 95 % intervals. The statistics are SciPy's.
-"""
-
+import statistics
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from scipy import stats
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
-from fashion.data import CLASS_NAMES, IMAGE_SIZE, Dataset
-from fashion.evaluation import measure_calibration, scores_by_class
+from fashion import evaluation
+from fashion.data import CLASSES, SIZE, Dataset
 from fashion.runs import Run
 
-CONFIDENCE = 0.95
-POWER = 0.8  # probability of detecting a real difference, the usual value in planning
-# Differences in accuracy for which the required number of seeds is reported: 0.1 and 0.5 points.
-DIFFERENCES = (0.001, 0.005)
-# A label is suspicious if no run of any model gives it a higher probability.
-SUSPECT_PROBABILITY = 0.05
-MAX_SEEDS = 10_000_000  # upper end of the search
-LATENCY_BATCHES = (1, 1000)
-LATENCY_REPEATS = 9
+import numpy as np
+import scipy  # loads scipy.stats, which takes a second, when it is first used
+import torch
+from torch import nn
+
+SUSPICIOUS = 0.05  # highest probability that any run may give to a suspicious label
+LATENCY_BATCHES, LATENCY_REPEATS = (1, 1000), 3
+AVERAGED = ("test_accuracy", "flip_averaged_accuracy", "validation_accuracy", "train_seconds")
 
 
 def summarize_values(values: Sequence[float]) -> dict[str, Any]:
-    """Return mean, standard deviation, interval and extremes of values, one per seed.
+    """Return mean, standard deviation, Student's 95 % interval and extremes of values by seed.
 
-    The interval of the mean is Student's. A single value has no interval and no deviation (None).
+    A single value has no interval and no deviation (None).
     """
-    array = np.asarray(values, dtype=float)
-    mean, std, interval = array.mean(), None, None
-    if len(array) > 1:
-        std = array.std(ddof=1).item()
-        quantiles = stats.t.ppf([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], len(array) - 1)
-        interval = (mean + stats.sem(array) * quantiles).tolist()
-    return {
-        "values": array.tolist(),
-        "mean": mean.item(),
-        "std": std,
-        "ci95": interval,
-        "min": array.min().item(),
-        "max": array.max().item(),
-    }
+    count, mean, std, interval = len(values), statistics.fmean(values), None, None
+    if count > 1:
+        std = statistics.stdev(values)
+        half = float(scipy.stats.t.ppf(0.975, count - 1)) * std / count**0.5
+        interval = [mean - half, mean + half]
+    extremes = {"min": min(values), "max": max(values)}
+    return {"values": list(values), "mean": mean, "std": std, "ci95": interval, **extremes}
 
 
 def compare_paired(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
     """Summarize the differences second − first per seed, with Student's paired test."""
-    differences = np.subtract(second, first)
-    testable = len(differences) > 1 and differences.std() > 0
-    p_value = float(stats.ttest_rel(second, first).pvalue) if testable else None
-    return summarize_values(differences.tolist()) | {"p_value": p_value}
+    summary = summarize_values(np.subtract(second, first).tolist())
+    # A single difference cannot be tested, nor those that are equal but for rounding.
+    testable = (summary["std"] or 0) > 1e-12
+    p_value = scipy.stats.ttest_rel(second, first).pvalue if testable else None
+    return summary | {"p_value": p_value}
 
 
 def mcnemar_exact(first_correct: np.ndarray, second_correct: np.ndarray) -> dict[str, Any]:
-    """Compare two classifiers, correct on images or not, bool (N,), with McNemar's exact test.
-
-    Only images that exactly one of them classifies correctly are informative. With equal skill,
-    each would get half of these (McNemar, Psychometrika 12, 1947; exact as a binomial test).
-    """
-    only_first = int((first_correct & ~second_correct).sum())
-    only_second = int((second_correct & ~first_correct).sum())
-    discordant = only_first + only_second
-    p_value = stats.binomtest(only_first, discordant).pvalue if discordant else 1.0
-    return {
-        "only_first_correct": only_first,
-        "only_second_correct": only_second,
-        "p_value": float(p_value),
-    }
-
-
-def seeds_needed(std: float, difference: float) -> int:
-    """Return the number of seeds per model, at least 2, needed to detect a difference.
-
-    Student's two-sample test then detects it with probability POWER.
-
-    Args:
-        std: Standard deviation of the accuracy over seeds, above 0.
-        difference: Difference between the true mean accuracies, in the same unit, above 0.
-    """
-    counts = range(2, MAX_SEEDS)
-    return counts[bisect_left(counts, POWER, key=lambda count: _power(count, std, difference))]
-
-
-def _power(count: int, std: float, difference: float) -> float:
-    """Return the power of a two-sample t-test with this number of seeds per model."""
-    freedom = 2 * count - 2
-    critical = stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
-    shift = difference / (std * np.sqrt(2 / count))
-    return stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
+    """Compare two classifiers, correct on images or not, bool (N,), with McNemar's exact test."""
+    first = int((first_correct & ~second_correct).sum())
+    second = int((second_correct & ~first_correct).sum())
+    p_value = scipy.stats.binomtest(first, first + second).pvalue.item() if first + second else 1.0
+    return {"only_first_correct": first, "only_second_correct": second, "p_value": p_value}
 
 
 def count_multiply_accumulates(model: nn.Module) -> int:
-    """Return the number of multiply-accumulate operations for one image."""
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model.eval()(torch.zeros(1, 1, IMAGE_SIZE, IMAGE_SIZE))
-    return counter.get_total_flops() // 2
+    """Return the number of multiply-accumulates of layers with weights for one image."""
+    counts, device = [], next(model.parameters()).device
+
+    def count(layer: nn.Module, _: object, output: torch.Tensor) -> None:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            counts.append(output.numel() * layer.weight[0].numel())
+
+    with nn.modules.module.register_module_forward_hook(count):
+        evaluation.predict(model, torch.zeros(1, SIZE, SIZE, device=device), 0, 1)
+    return sum(counts)
 
 
-@torch.inference_mode()
-def measure_latency(model: nn.Module, batch_size: int, device: torch.device) -> float:
-    """Return the median seconds from a batch on the device to its logits, in float32."""
-    model = model.to(device).to(memory_format=torch.channels_last).eval()
-    images = torch.zeros(batch_size, 1, IMAGE_SIZE, IMAGE_SIZE, device=device)
-    times = []
+def measure_latency(model: nn.Module, count: int) -> float:
+    """Return the median time in seconds from images on the model's device to their logits."""
+    device, times = next(model.parameters()).device, []
+    images = torch.zeros(count, SIZE, SIZE, dtype=torch.uint8, device=device)
     for _ in range(LATENCY_REPEATS):
         start = time.perf_counter()
-        model(images).cpu()
+        evaluation.predict(model, images, 0, 1).cpu()  # waits for a GPU
         times.append(time.perf_counter() - start)
     return float(np.median(times))
 
 
-def compare(runs: dict[str, list[Run]], dataset: Dataset) -> dict[str, Any]:
-    """Return the content of comparison.json.
-
-    Args:
-        runs: The runs of each model, with the same seeds in the same order.
-        dataset: What they were trained and scored on.
-
-    Returns:
-        dataset, seeds, models (by name) and differences (of each pair of models, the second minus
-        the first).
-    """
+def measure(run: Run, dataset: Dataset) -> dict[str, Any]:
+    """Return the results of a run; averages over mirror images only if it was trained on them."""
+    labels, logits = dataset.test_labels.cpu(), run.logits
+    averaged = evaluation.average_over_flip(logits["test"], logits["mirrored"])
+    flipped = evaluation.accuracy(averaged, labels) if run.recipe.flip else None
     return {
-        "dataset": dataset.title,
-        "seeds": [run.seed for run in next(iter(runs.values()))],
-        "models": {name: _describe_model(finished, dataset) for name, finished in runs.items()},
-        "differences": [
-            _describe_difference(*pair, dataset) for pair in combinations(runs.values(), 2)
-        ],
+        "seed": run.seed,
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "train_seconds": run.seconds,
+        "validation_accuracy": run.history[-1]["validation_accuracy"],
+        "test_accuracy": evaluation.accuracy(logits["test"], labels),
+        "flip_averaged_accuracy": flipped,
     }
 
 
-def _describe_difference(first: list[Run], second: list[Run], dataset: Dataset) -> dict[str, Any]:
-    """Compare two models seed by seed, and image by image for the first seed."""
-    labels = dataset.test_labels.cpu().numpy()
-    accuracies = [[run.test.accuracy for run in runs] for runs in (first, second)]
-    correct = [runs[0].probabilities.argmax(1) == labels for runs in (first, second)]
-    return {
-        "of": f"{second[0].name} - {first[0].name}",
-        "test_accuracy": compare_paired(*accuracies),
-        "mcnemar_of_first_seed": {
-            "first": first[0].name,
-            "second": second[0].name,
-            "seed": first[0].seed,
-            **mcnemar_exact(*correct),
-        },
-    }
+def compare(series: Mapping[str, Sequence[Run]], dataset: Dataset) -> dict[str, Any]:
+    """Return the content of comparison.json for runs of each network with the same seeds."""
+    labels, differences = dataset.test_labels.cpu(), []
+    models = {name: summarize_runs(runs, dataset) for name, runs in series.items()}
+    seeds = [run.seed for run in next(iter(series.values()))]
+    for names in combinations(series, 2):
+        correct = [(series[name][0].logits["test"].argmax(1) == labels).numpy() for name in names]
+        pair = [models[name]["test_accuracy"]["values"] for name in names]
+        mcnemar = {"first": names[0], "second": names[1], "seed": seeds[0]}
+        difference = {"of": f"{names[1]} - {names[0]}", "test_accuracy": compare_paired(*pair)}
+        mcnemar |= mcnemar_exact(*correct)
+        differences.append(difference | {"mcnemar_of_first_seed": mcnemar})
+    return {"dataset": dataset.title, "seeds": seeds, "models": models, "differences": differences}
 
 
-def _describe_model(runs: list[Run], dataset: Dataset) -> dict[str, Any]:
-    """Summarize one model over its seeds."""
-
-    def summarize(measure: Callable[[Run], float]) -> dict[str, Any]:
-        return summarize_values([measure(run) for run in runs])
-
-    labels, device = dataset.test_labels.cpu().numpy(), dataset.images.device
-    accuracy = summarize(lambda run: run.test.accuracy)
-    scores = [scores_by_class(run.test.confusion_matrix) for run in runs]
-    model = runs[0].build_model()
-    return {
-        "test_accuracy": accuracy,
-        "flip_averaged_accuracy": summarize(lambda run: run.flip_averaged_accuracy),
-        # Of the mean probabilities of all runs.
-        "ensemble_accuracy": float(
-            (np.mean([run.probabilities for run in runs], axis=0).argmax(1) == labels).mean()
-        ),
-        "validation_accuracy": summarize(lambda run: run.history[-1]["validation_accuracy"]),
+def summarize_runs(runs: Sequence[Run], dataset: Dataset) -> dict[str, Any]:
+    """Summarize one network over its seeds."""
+    labels, model = dataset.test_labels.cpu(), runs[0].model
+    matrices = [evaluation.confusion_matrix(run.logits["test"], labels) for run in runs]
+    scores = [evaluation.scores_by_class(matrix) for matrix in matrices]
+    probabilities = [run.probabilities for run in runs]
+    measures = [measure(run, dataset) for run in runs]
+    values = {key: [each[key] for each in measures] for key in AVERAGED}
+    values["expected_calibration_error"] = [
+        evaluation.calibration(each.numpy(), labels.numpy()).error for each in probabilities
+    ]
+    summaries = {k: None if None in v else summarize_values(v) for k, v in values.items()}
+    return summaries | {
+        "ensemble_accuracy": evaluation.accuracy(torch.stack(probabilities).sum(0), labels),
         "by_class": {
-            label: {
-                measure: summarize_values([score[measure][number] for score in scores])
-                for measure in scores[0]
-            }
-            for number, label in enumerate(CLASS_NAMES)
+            name: {key: summarize_values([s[key][i].item() for s in scores]) for key in scores[0]}
+            for i, name in enumerate(CLASSES)
         },
-        "expected_calibration_error": summarize(
-            lambda run: measure_calibration(run.probabilities, labels).error
-        ),
-        "parameters": runs[0].parameters,
+        "confusion_matrix": np.sum(matrices, axis=0).tolist(),
+        "parameters": measures[0]["parameters"],
         "multiply_accumulates": count_multiply_accumulates(model),
-        "train_seconds": summarize(lambda run: run.train_seconds),
-        "latency_seconds": {
-            str(size): measure_latency(model, size, device) for size in LATENCY_BATCHES
-        },
-        "seeds_needed": {
-            f"{difference:g}": seeds_needed(accuracy["std"], difference)
-            for difference in DIFFERENCES
-            if accuracy["std"]
-        },
-        "confusion_matrix": np.sum([run.test.confusion_matrix for run in runs], axis=0).tolist(),
+        "latency_seconds": {str(n): measure_latency(model, n) for n in LATENCY_BATCHES},
         "tested_at": [run.tested_at for run in runs],
     }
 
 
-@dataclass(frozen=True)
-class Suspect:
-    """An image whose label may be wrong: no run gives it more than SUSPECT_PROBABILITY.
+class Suspect(NamedTuple):
+    """An image whose label may be wrong, because every run gives it a low probability."""
 
-    Attributes:
-        part: "test" or "validation".
-        index: Index in the test file, or in the training file for a validation image.
-        label: The given label.
-        highest: The highest probability that any run gives it.
-        suggestion: The class with the highest mean probability over all runs.
-        mean_probability: That probability.
-    """
-
-    part: str
-    index: int
-    label: int
-    highest: float
-    suggestion: int
-    mean_probability: float
+    part: str  # "test" or "validation"
+    image: int  # index in the test file, or in the training file for a validation image
+    label: str
+    highest_probability: float  # that any run gives the label
+    suggestion: str  # the class with the highest mean probability over all runs
+    mean_probability: float  # of the suggestion
 
 
 def find_suspects(runs: Sequence[Run], dataset: Dataset) -> list[Suspect]:
     """Return the images whose label every run rejects, those with the surest suggestion first."""
-    held_out = dataset.validation_indices.cpu()
-    parts = (
-        ("test", torch.arange(len(dataset.test_labels)), dataset.test_labels),
+    suspects, held_out = [], dataset.validation.cpu()
+    for part, indices, labels in (
+        ("test", torch.arange(len(dataset.test_labels)), dataset.test_labels.cpu()),
         ("validation", held_out, dataset.labels.cpu()[held_out]),
-    )
-    suspects = []
-    for part, indices, labels in parts:
-        given = labels.cpu().numpy()
-        logits = torch.stack([getattr(run, f"{part}_logits") for run in runs])
-        probabilities = logits.softmax(2).numpy()
-        highest = probabilities[:, np.arange(len(given)), given].max(0)
+    ):
+        probabilities = torch.stack([run.logits[part] for run in runs]).softmax(2)
+        highest = probabilities[:, torch.arange(len(labels)), labels].amax(0)
         mean = probabilities.mean(0)
-        rejected = highest <= SUSPECT_PROBABILITY
-        columns = (indices.numpy(), given, highest, mean.argmax(1), mean.max(1))
-        rows = zip(*(column[rejected].tolist() for column in columns), strict=True)
-        suspects += [Suspect(part, *row) for row in rows]
+        for i in (highest <= SUSPICIOUS).nonzero()[:, 0]:
+            given = part, int(indices[i]), CLASSES[labels[i]], highest[i].item()
+            suspects.append(Suspect(*given, CLASSES[mean[i].argmax()], mean[i].max().item()))
     return sorted(suspects, key=lambda suspect: -suspect.mean_probability)
-
-
-def suspects_csv(suspects: Sequence[Suspect]) -> str:
-    """Return the suspects as CSV, one line each below the column names."""
-    lines = [
-        "part,index,given_label,highest_probability_of_given_label,suggested_label,"
-        "mean_probability_of_suggested_label"
-    ]
-    lines += [
-        f"{each.part},{each.index},{CLASS_NAMES[each.label]},{each.highest:.4f},"
-        f"{CLASS_NAMES[each.suggestion]},{each.mean_probability:.4f}"
-        for each in suspects
-    ]
-    return "\n".join([*lines, ""])

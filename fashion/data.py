@@ -1,128 +1,136 @@
-"""Load Fashion-MNIST or synthetic images; split, normalize and augment the images."""
+"""Fashion-MNIST as tensors, and the views of its images that the networks train on."""
 
-import logging
-import math
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fashion.download import UnavailableError, load_files
+from fashion.recipe import Recipe
+from fashion.script import printable
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
-from torchvision.datasets import FashionMNIST
 
-from fashion import synthetic
-from fashion.download import NETWORK_TIMEOUT, NoSourceError, has_files, load_fashion_mnist
-
-logger = logging.getLogger(__name__)
-
-IMAGE_SIZE = 28  # pixels
-CLASS_NAMES = tuple(FashionMNIST.classes)
-CLASS_COUNT = len(CLASS_NAMES)
-
-FASHION_MNIST = "fashion-mnist"
-SYNTHETIC = "synthetic"
-TITLES = {FASHION_MNIST: "Fashion-MNIST", SYNTHETIC: "synthetic images, not Fashion-MNIST"}
-
-# A twelfth of the images of each class, chosen at random, is for validation: 500 of 6,000.
-VALIDATION_SHARE = 1 / 12
-# The split and the synthetic images have their own seeds, so that they are the same in all runs.
-SPLIT_SEED = 20170828
-SYNTHETIC_SEED = 0
+SIZE = 28  # pixels
+CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+HELD_OUT = 1 / 12  # of each class, for validation: 500 of 6,000 images
+SPLIT_SEED = 20170828  # one split for all runs, whatever their seed
+TITLE = "Fashion-MNIST"
+SAMPLE = Path(__file__).parents[1] / "sample"  # 12,000 real images, for use without the dataset
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images as uint8 (N, 28, 28) with a black (0) background, labels as int64 (N,) from 0 to 9.
+    """Images uint8 (N, 28, 28) on black, labels int64 (N,), and pixel statistics after / 255."""
 
-    `images` and `labels` are the whole training file, which the indices split. `mean` and `std`
-    are those of the training part's pixels after division by 255.
-    """
-
-    name: str  # FASHION_MNIST or SYNTHETIC
-    images: Tensor
+    title: str  # what figures and tables call it
+    images: Tensor  # of the training file, which `train` and `validation` index
     labels: Tensor
-    train_indices: Tensor
-    validation_indices: Tensor
-    test_images: Tensor  # to evaluate on once, after training
+    train: Tensor
+    validation: Tensor
+    test_images: Tensor
     test_labels: Tensor
-    mean: float
+    mean: float  # of the pixels of the training part
     std: float
 
     def to(self, device: torch.device) -> "Dataset":
-        """Return the dataset with all its tensors on the device."""
+        """Return the dataset with its tensors on the device."""
         tensors: dict[str, Any] = {
             key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **tensors)
 
-    @property
-    def title(self) -> str:
-        """What figures and tables call the dataset."""
-        return TITLES[self.name]
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a hash of all images and labels, and of how they are split."""
+        digest = hashlib.sha256()
+        for value in vars(self).values():
+            if isinstance(value, Tensor):
+                digest.update(value.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
 
-def load_dataset(
-    choice: str,
-    data_dir: Path,
-    mirror: str | None = None,
-    timeout: float = NETWORK_TIMEOUT,
-    limit: int | None = None,
-) -> Dataset:
-    """Load Fashion-MNIST from disk or the network, or draw synthetic images.
+def load(folder: Path, limit: int | None = None, sample: bool = False) -> Dataset:
+    """Load Fashion-MNIST from the folder or the network, or the sample if neither has it.
 
     Args:
-        choice: "fashion-mnist", "synthetic" or "auto": Fashion-MNIST, or synthetic images (with
-            a warning in the log) if none of its files is on disk and it cannot be downloaded.
-        data_dir: Folder in which FashionMNIST/raw holds, or will hold, the four files.
-        mirror: Address to try before torchvision's.
-        timeout: Seconds to wait for the network.
+        folder: The folder to search, and to download to.
         limit: Number of training images to use; None for all.
-
-    Raises:
-        RunError: If Fashion-MNIST is required or partly on disk, but cannot be completed.
+        sample: Use the sample in any case.
     """
-    if choice != SYNTHETIC:
+    if not sample:
         try:
-            name, (train, test) = FASHION_MNIST, load_fashion_mnist(data_dir, mirror, timeout)
-        except NoSourceError as error:
-            if choice == FASHION_MNIST or has_files(data_dir):
-                raise
-            logger.warning("%s\nContinuing with the %s", error, TITLES[SYNTHETIC])
-            choice = SYNTHETIC
-    if choice == SYNTHETIC:
-        name, (train, test) = SYNTHETIC, synthetic.draw_dataset(SYNTHETIC_SEED)
-    train_indices, validation_indices = split_indices(train[1])
-    train_indices = train_indices[:limit]
-    statistics = pixel_statistics(train[0][train_indices])
-    return Dataset(name, *train, train_indices, validation_indices, *test, *statistics)
+            return load_full(folder, limit)
+        except UnavailableError as error:
+            print(
+                f"{printable(str(error))}\n"
+                "The sample of 12,000 images that comes with the project is used instead."
+            )
+    return load_sample(limit)
 
 
-def split_indices(labels: Tensor, share: float = VALIDATION_SHARE) -> tuple[Tensor, Tensor]:
-    """Split labels, int64 (N,), into a training part and a balanced one for validation.
+def load_full(folder: Path, limit: int | None = None) -> Dataset:
+    """Load all of Fashion-MNIST."""
+    arrays: list[Tensor] = []
+    for content in load_files(folder):
+        start = 4 + 4 * content[3]  # the header states the number of dimensions and their sizes
+        data = torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start)
+        arrays.append(data.view(-1, SIZE, SIZE) if content[3] == 3 else data.long())
+    return split(TITLE, arrays, limit)
 
-    Args:
-        labels: Labels from 0 to 9.
-        share: Size of the validation part, in (0, 1). A larger one contains the smaller ones.
 
-    Returns:
-        The indices of both parts, int64, in ascending order. Equal labels are always split in the
-        same way.
+def load_sample(limit: int | None = None) -> Dataset:
+    """Load the part of Fashion-MNIST that comes with the project: 10,000 and 2,000 images."""
+    arrays: list[Tensor] = []
+    for name in ("train", "test"):
+        with Image.open(SAMPLE / f"{name}.png") as picture:
+            arrays += read_tiles(np.asarray(picture))
+    return split(f"{TITLE} sample, 10,000 images", arrays, limit)
+
+
+def read_tiles(picture: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return the images (N, 28, 28) and labels (N,) of tiles in ten bands, one for each class."""
+    rows, columns = (edge // SIZE for edge in picture.shape)
+    tiles = picture.reshape(rows, SIZE, columns, SIZE).swapaxes(1, 2).reshape(-1, SIZE, SIZE)
+    labels = torch.arange(len(CLASSES)).repeat_interleave(len(tiles) // len(CLASSES))
+    return torch.from_numpy(tiles.copy()), labels
+
+
+def split(title: str, arrays: Sequence[Tensor], limit: int | None) -> Dataset:
+    """Hold out the same share of each class at random, and keep at most `limit` images to train on.
+
+    The arrays are training images and labels, test images and labels. Equal labels are always split
+    in the same way.
     """
+    images, labels, test_images, test_labels = arrays
     generator = torch.Generator().manual_seed(SPLIT_SEED)
-    per_class = round(len(labels) * share / CLASS_COUNT)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in range(CLASS_COUNT):
-        members = (labels == label).nonzero().squeeze(1)
+    for label in range(len(CLASSES)):
+        members = (labels == label).nonzero()[:, 0]
         order = torch.randperm(len(members), generator=generator)
-        held_out[members[order[:per_class]]] = True
-    return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
+        held_out[members[order[: round(HELD_OUT * len(members))]]] = True
+    train, validation = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+    if limit and limit < len(train):
+        # At random, since the sample is sorted by class.
+        train = train[torch.randperm(len(train), generator=generator)[:limit]]
+        title += f", {limit:,} to train on"
+    mean, std = pixel_statistics(images[train])
+    return Dataset(title, images, labels, train, validation, test_images, test_labels, mean, std)
 
 
 def pixel_statistics(images: Tensor) -> tuple[float, float]:
-    """Return mean and standard deviation of uint8 images (N, 28, 28) after division by 255."""
+    """Return mean and standard deviation of uint8 images after division by 255."""
     # Counting the 256 values is exact and needs no float copy of the images.
-    counts = torch.bincount(images.flatten(), minlength=256).cpu().double()
+    counts = torch.bincount(images.flatten(), minlength=256).double()
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = (counts * values).sum() / counts.sum()
     variance = (counts * (values - mean) ** 2).sum() / counts.sum()
@@ -130,71 +138,32 @@ def pixel_statistics(images: Tensor) -> tuple[float, float]:
 
 
 def normalize(images: Tensor, mean: float, std: float) -> Tensor:
-    """Map uint8 images (N, 28, 28) to float32 (N, 1, 28, 28) with mean 0 and deviation 1."""
+    """Map uint8 (N, 28, 28) to float32 (N, 1, 28, 28) with mean 0 and deviation 1."""
     return images.unsqueeze(1).float().div_(255).sub_(mean).div_(std)
 
 
-def pad(images: Tensor, shift: int) -> Tensor:
-    """Add a black border of `shift` pixels to uint8 images (N, 28, 28), for augment."""
-    return F.pad(images, (shift, shift, shift, shift))
+class Views:
+    """Augmentation: the images, shifted by up to recipe.shift pixels and mirrored.
 
-
-def view_count(shift: int, flip: bool) -> int:
-    """Return how many views of an image shifts by up to `shift` pixels and mirroring make."""
-    return (2 * shift + 1) ** 2 * (2 if flip else 1)
-
-
-def schedule_views(count: int, views: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw the order in which each image goes through its views.
-
-    In epoch e, an image is shown as view (first + e * step) % views. The steps have no divisor in
-    common with the number of views, so that an image repeats no view before it has shown all.
-
-    Args:
-        count: Number of images.
-        views: Number of views of an image, see view_count.
-        generator: On the device of the result.
-
-    Returns:
-        The first views and the steps, both int64 (count,).
+    From epoch to epoch, each image goes through its shifts in turn and is mirrored every other
+    time, as in Jordan, arXiv:2404.00498. The number of shifts is odd, so that an image repeats
+    nothing before it has been shown with every shift, mirrored and not.
     """
-    device = generator.device
-    steps = [step for step in range(1, views + 1) if math.gcd(step, views) == 1]
-    first = torch.randint(views, (count,), generator=generator, device=device)
-    chosen = torch.randint(len(steps), (count,), generator=generator, device=device)
-    return first, torch.tensor(steps, device=device)[chosen]
 
+    def __init__(self, images: Tensor, recipe: Recipe) -> None:
+        self.recipe, self.side = recipe, 2 * recipe.shift + 1
+        # A view on every crop: indexing it copies whole rows, not single pixels.
+        self.crops = F.pad(images, [recipe.shift] * 4).unfold(1, SIZE, 1).unfold(2, SIZE, 1)
+        self.first = torch.randint(1000, (len(images),)).to(images.device)
 
-def augment(
-    padded: Tensor,
-    indices: Tensor,
-    views: Tensor,
-    shifted: float,
-    flip: bool,
-    generator: torch.Generator,
-) -> Tensor:
-    """Crop a batch from padded images, as the view of each that shifts and mirrors it.
-
-    Args:
-        padded: uint8 (M, 28 + 2 * shift, 28 + 2 * shift), see pad.
-        indices: Which images, int64 (N,).
-        views: The view of each, int64 (N,), see view_count. If `flip` is set, images are mirrored
-            in odd views, which an image shows in every other epoch (Jordan, arXiv:2404.00498).
-        shifted: Share of the images that are shifted, in [0, 1]; the others are chosen at random.
-        flip: Whether the views include mirror images.
-        generator: On the same device.
-
-    Returns:
-        uint8 (N, 28, 28).
-    """
-    # A view of every possible crop: indexing it copies whole rows, not single pixels.
-    crops = padded.unfold(1, IMAGE_SIZE, 1).unfold(2, IMAGE_SIZE, 1)
-    side = crops.shape[1]
-    places = views // 2 if flip else views
-    if shifted < 1:
-        draws = torch.rand(len(indices), generator=generator, device=indices.device)
-        places = places.masked_fill(draws >= shifted, side**2 // 2)  # the centre
-    images = crops[indices, places // side, places % side]
-    if flip:
-        images = torch.where((views % 2 == 1)[:, None, None], images.flip(2), images)
-    return images
+    def show(self, indices: Tensor, epoch: int) -> Tensor:
+        """Return the images with these indices as uint8 (N, 28, 28)."""
+        view = self.first[indices] + epoch
+        place = view % self.side**2
+        if self.recipe.shifted < 1:  # leave some in the centre
+            still = torch.rand(len(indices), device=indices.device) >= self.recipe.shifted
+            place = place.masked_fill(still, self.side**2 // 2)
+        images = self.crops[indices, place // self.side, place % self.side]
+        if not self.recipe.flip:
+            return images
+        return torch.where((view % 2 == 1)[:, None, None], images.flip(2), images)

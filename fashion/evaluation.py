@@ -1,55 +1,81 @@
-"""Logits of a trained model, and how they compare with the labels."""
+"""Predictions of a network, and how they compare with the labels."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+
+from fashion.data import CLASSES, Dataset, normalize
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from fashion.data import CLASS_COUNT, normalize
-
-# Small enough for the feature maps to fit into a processor's cache, which is twice as fast as
-# batches of 1,000.
-EVALUATION_BATCH_SIZE = 250
-CALIBRATION_BINS = 15  # of equal width, as in Guo et al., arXiv:1706.04599
+BATCH_SIZE = 250  # its feature maps fit into a processor's cache: twice as fast as 1,000
+BINS = 15  # of equal width, as in Guo et al., arXiv:1706.04599
 
 
 @torch.inference_mode()
-def predict_logits(model: nn.Module, images: Tensor, mean: float, std: float) -> Tensor:
-    """Return a model's logits (N, 10), float32, for images uint8 (N, 28, 28) on its device.
-
-    mean and std are the pixel statistics that the model was trained with. Meanwhile the model is in
-    evaluation mode; it returns to its previous mode.
-    """
+def predict(model: nn.Module, images: Tensor, mean: float, std: float) -> Tensor:
+    """Return the logits (N, 10), float32, for images uint8 (N, 28, 28) on the model's device."""
     training = model.training
     model.eval()
-    logits = [
-        model(normalize(batch, mean, std)).float() for batch in images.split(EVALUATION_BATCH_SIZE)
-    ]
+    batches = images.split(BATCH_SIZE)
+    logits = torch.cat([model(normalize(batch, mean, std)).float() for batch in batches])
     model.train(training)
-    return torch.cat(logits)
+    return logits
 
 
-def average_over_flip(model: nn.Module, images: Tensor, mean: float, std: float) -> Tensor:
-    """Return logits (N, 10) of the mean probabilities of each image and its mirror image.
-
-    The arguments are those of predict_logits.
-    """
-    logits, flipped = (predict_logits(model, x, mean, std) for x in (images, images.flip(2)))
+def average_over_flip(logits: Tensor, flipped: Tensor) -> Tensor:
+    """Return logits of the mean probabilities of each image and its mirror image."""
     # Softmax ignores the factor 1/2 of the mean.
     return torch.logaddexp(logits.log_softmax(1), flipped.log_softmax(1))
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature, between 0.1 and 10, with the lowest loss of logits / temperature.
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the share of correct predictions."""
+    return int((logits.argmax(1) == labels).sum()) / len(labels)
 
-    Dividing logits (N, 10) by it makes the confidence of predictions fit the labels (N,) without
-    changing the predicted classes (Guo et al., arXiv:1706.04599).
+
+def evaluate(model: nn.Module, dataset: Dataset) -> tuple[float, float]:
+    """Return the mean cross-entropy and the accuracy of the validation images."""
+    images, labels = dataset.images[dataset.validation], dataset.labels[dataset.validation]
+    logits = predict(model, images, dataset.mean, dataset.std)
+    return F.cross_entropy(logits, labels).item(), accuracy(logits, labels)
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor) -> list[list[int]]:
+    """Return numbers of images; rows are true classes, columns predicted classes."""
+    count = len(CLASSES)
+    pairs = labels * count + logits.argmax(1)
+    return torch.bincount(pairs, minlength=count**2).view(count, count).tolist()
+
+
+def scores_by_class(matrix: list[list[int]]) -> dict[str, np.ndarray]:
+    """Return precision, recall and F1 of each class, fractions (10,), from a confusion matrix.
+
+    A class that is never predicted, or has no images, scores 0.
     """
+    counts = np.asarray(matrix, dtype=float)
+    hits, predicted, true = counts.diagonal(), counts.sum(0), counts.sum(1)
+    return {
+        "precision": hits / predicted.clip(min=1),
+        "recall": hits / true.clip(min=1),
+        "f1": 2 * hits / (predicted + true).clip(min=1),
+    }
+
+
+def energy(logits: Tensor) -> Tensor:
+    """Return the energy (N,): high for images unlike those of the training (arXiv:2010.03759)."""
+    return -logits.logsumexp(1)
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Return the temperature, from 0.1 to 10, with the lowest loss of logits / temperature.
+
+    Dividing by it makes confidence fit accuracy without changing predicted classes
+    (Guo et al., arXiv:1706.04599).
+    """
+    from scipy.optimize import minimize_scalar  # half a second that only finished trainings need
 
     def loss(logarithm: float) -> float:
         return F.cross_entropy(logits / math.exp(logarithm), labels).item()
@@ -58,76 +84,14 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
 
 
-def energy(logits: Tensor) -> Tensor:
-    """Return the energy (N,) of logits (N, 10), high for images unlike those of the training.
-
-    Such images get no high logit (Liu et al., arXiv:2010.03759).
-    """
-    return -logits.logsumexp(1)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How predictions compare with the labels.
-
-    Attributes:
-        loss: Mean cross-entropy in nats.
-        accuracy: Fraction of correct predictions.
-        accuracy_by_class: The same for each true class; None for a class without images.
-        confusion_matrix: Numbers of images; rows are true classes, columns predicted classes.
-    """
-
-    loss: float
-    accuracy: float
-    accuracy_by_class: list[float | None]
-    confusion_matrix: list[list[int]]
-
-
-def evaluate(logits: Tensor, labels: Tensor) -> Evaluation:
-    """Compare logits (N, 10) with labels (N,)."""
-    pairs = labels * CLASS_COUNT + logits.argmax(1)
-    confusion = torch.bincount(pairs, minlength=CLASS_COUNT**2).view(CLASS_COUNT, CLASS_COUNT)
-    rows = confusion.tolist()
-    return Evaluation(
-        loss=F.cross_entropy(logits, labels).item(),
-        accuracy=(confusion.trace() / confusion.sum()).item(),
-        accuracy_by_class=[
-            row[label] / sum(row) if any(row) else None for label, row in enumerate(rows)
-        ],
-        confusion_matrix=rows,
-    )
-
-
-def scores_by_class(matrix: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    """Return precision, recall and F1 of each class, fractions (10,), from a confusion matrix.
-
-    A class that is never predicted, or has no images, scores 0.
-    """
-    counts = np.asarray(matrix, dtype=float)
-    hits = counts.diagonal()
-    predicted, true = counts.sum(0), counts.sum(1)
-    return {
-        "precision": hits / predicted.clip(min=1),
-        "recall": hits / true.clip(min=1),
-        "f1": 2 * hits / (predicted + true).clip(min=1),
-    }
-
-
 @dataclass(frozen=True)
 class Calibration:
-    """How often predictions are correct, by their confidence. Empty bins are left out.
+    """How often predictions are correct, by their confidence. Empty bins are left out."""
 
-    Attributes:
-        centre: Centre of each bin.
-        confidence: Mean confidence of the predictions in the bin.
-        accuracy: Fraction of them that is correct.
-        share: Fraction of all predictions that is in the bin.
-    """
-
-    centre: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    share: np.ndarray
+    centre: np.ndarray  # of each bin
+    confidence: np.ndarray  # mean of the predictions in the bin
+    accuracy: np.ndarray  # share of them that is correct
+    share: np.ndarray  # of all predictions that is in the bin
 
     @property
     def error(self) -> float:
@@ -135,16 +99,15 @@ class Calibration:
         return float((self.share * np.abs(self.confidence - self.accuracy)).sum())
 
 
-def measure_calibration(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
-    """Group predictions, probabilities (N, 10), by confidence and compare with labels (N,)."""
-    confidence = probabilities.max(1)
-    correct = probabilities.argmax(1) == labels
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    counts = np.bincount(bins, minlength=CALIBRATION_BINS)
+def calibration(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
+    """Group predictions, probabilities (N, 10), by confidence and compare them with labels (N,)."""
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    counts = np.bincount(bins, minlength=BINS)
     filled = counts > 0
-    sums = [np.bincount(bins, values, CALIBRATION_BINS)[filled] for values in (confidence, correct)]
+    sums = [np.bincount(bins, values, BINS)[filled] for values in (confidence, correct)]
     return Calibration(
-        centre=(np.flatnonzero(filled) + 0.5) / CALIBRATION_BINS,
+        centre=(np.flatnonzero(filled) + 0.5) / BINS,
         confidence=sums[0] / counts[filled],
         accuracy=sums[1] / counts[filled],
         share=counts[filled] / len(labels),

@@ -1,133 +1,159 @@
-"""One HTML page with all results, which needs neither network nor JavaScript."""
+"""One HTML page with all results and pictures, which needs neither network nor JavaScript."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 from urllib.parse import quote
 
+from fashion.files import write
+from fashion.script import duration
+from fashion.style import label
+
 from PIL import Image
 
-from fashion.checkpoint import CONTENT_ERRORS
-from fashion.data import SYNTHETIC
-from fashion.files import RunError, UsageError, write_file
-from fashion.report import CAPTIONS, METRICS_NAME, PAGE_NAME, SYNTHETIC_NOTE, format_duration
-
+METRICS, PAGE, LIVE = "metrics.json", "report.html", "live.html"
+# Captions by heading and by the name of the picture or, for pictures of one network, its ending.
+CAPTIONS = {
+    "Comparison": {
+        "comparison.png": "Scores of the networks, and what they cost.",
+        "learning_curves.png": "Validation loss and accuracy during training, over the seeds.",
+        "calibration.png": "Accuracy of predictions by their confidence, before calibration.",
+    },
+    "Training and predictions": {
+        "_loss.png": "Loss and accuracy on training and validation images by epoch.",
+        "_confusion.png": "Confusion matrix of the test images in percent of the true class.",
+        "_incorrect.png": "The most confident errors of each class.",
+        "_correct.png": "Correct predictions and their probabilities, before calibration.",
+        "suspect_labels.png": "Labels that may be wrong: all runs give them a low probability.",
+    },
+    "What the networks have learned": {
+        "kernel_grid.png": "Kernels of a convolution before and after training.",
+        "ffn_weights.png": "Weights of the FFN's first layer, before and after training.",
+        "image_transform_grid.png": "Feature maps of a convolution for one image.",
+        "feature_progression.png": "From image to prediction: the activations of each layer.",
+        "top_activations.png": "The images that most activate a layer's most selective units.",
+        "saliency.png": "Saliency maps: red pixels support the prediction, blue pixels oppose it.",
+        "embedding.png": "t-SNE map of the last hidden layer, coloured by class.",
+    },
+    "Your own pictures": {"prediction.png": "What the networks see, and which pixels decide."},
+}
+OTHERS = "Pictures of networks that are not in the table"
 MEASURES = {  # label of a row, and how its values are written
-    "parameters": ("Parameters", "{:,}".format),
-    "train_seconds": ("Training time", format_duration),
+    "train_seconds": ("Training time", duration),
     "validation_accuracy": ("Validation accuracy", "{:.2%}".format),
     "test_accuracy": ("Test accuracy", "{:.2%}".format),
-    "flip_averaged_accuracy": (
-        "Test accuracy, predictions averaged over each image and its mirror image",
-        "{:.2%}".format,
-    ),
+    "flip_averaged_accuracy": ("Test accuracy with mirror images", "{:.2%}".format),
 }
+NOTE = """<p>Results of several seeds: mean ± standard deviation. Test accuracy with mirror images:
+each prediction is the mean over an image and its mirror image.</p>
+"""
 HEAD = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
 :root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }
 body { max-width: 78rem; margin: auto; padding: 1rem; }
-strong { display: block; padding: .6rem 1rem; border: 2px solid #d55e00; border-radius: .5rem; }
 table { display: block; overflow-x: auto; border-collapse: collapse; }
-th, td { padding: .4rem 1rem .4rem 0; text-align: left; border-bottom: 1px solid #8886; }
+td { padding: .4rem 1rem .4rem 0; text-align: left; border-bottom: 1px solid #8886; }
+td:first-child { font-weight: bold; }
 section { display: grid; gap: 1rem; grid: auto / repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
-figure, details { margin: 2rem 0 0; }
+figure { margin: 1rem 0 0; }
+small { display: block; }
 img { max-width: calc(100% - 16px); height: auto; padding: 8px; margin: 6px 0; background: #fff; }
-@media (prefers-color-scheme: dark) { img { filter: brightness(.88); border-radius: .5rem; } }
 </style>
 """
 
 
-def write_page(folder: Path) -> Path:
-    """Write report.html from the pictures in its folder and, if they exist, the results.
+def seeds(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the seeds of runs as text."""
+    return f"seed{'s' * (len(runs) > 1)} {', '.join(str(run['seed']) for run in runs)}"
 
-    Raises:
-        UsageError: If metrics.json or comparison.json is damaged.
-        RunError: If a file cannot be read or written.
-    """
-    page, files = folder / PAGE_NAME, (folder / METRICS_NAME, folder / "comparison.json")
+
+def source(name: str, dataset: str, runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return which runs of a network a picture is from, for save_figure; joined by semicolons."""
+    mean = fmean(run["test_accuracy"] for run in runs)
+    return f"{label(name)} on {dataset}, {seeds(runs)}: {mean:.2%} test accuracy"
+
+
+def measures(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Return the results of a network as text, with the deviation over several seeds."""
+    texts = {"Parameters": f"{entry['runs'][0]['parameters']:,}"}
+    for key, (name, text) in MEASURES.items():
+        values = [run[key] for run in entry["runs"]]
+        texts[name] = "–" if None in values else text(fmean(values))
+        if len(values) > 1 and None not in values:
+            texts[name] += f" ± {text(stdev(values))}"
+    return texts
+
+
+def column(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Return the column of a network in the table of results."""
+    texts = {"Dataset": entry["dataset"], "Runs": seeds(entry["runs"]), **measures(entry)}
+    for key in ("recipe", "environment"):
+        items = (f"{k.replace('_', ' ')} {v}" for k, v in entry[key].items())
+        texts[key.capitalize()] = ", ".join(items)
+    return texts | {"Tested at": entry["tested_at"]}
+
+
+def table(columns: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
+    """Return the rows of a table, their names first, from its columns by name."""
+    names, *_ = columns.values()
+    return [["", *columns], *([row, *(each[row] for each in columns.values())] for row in names)]
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Return the results in metrics.json by network, without those that cannot be shown."""
+    results = {}
+    with suppress(Exception):  # whatever is wrong in a file that anyone may have edited
+        for name, entry in json.loads((folder / METRICS).read_bytes())["models"].items():
+            with suppress(Exception):
+                column(entry), source(name, entry["dataset"], entry["runs"])
+                results[name] = entry
+    return results
+
+
+def write_page(folder: Path) -> Path:
+    """Write report.html from the pictures in its folder and, if they exist, the results."""
+    results, page, known = read_results(folder), folder / PAGE, set()
+    for name, entry in results.items():
+        for runs in (entry["runs"], entry["runs"][:1]):
+            known.add(source(name, entry["dataset"], runs))
+    sections = dict.fromkeys((*CAPTIONS, OTHERS), "")
+    for heading, captions in CAPTIONS.items():
+        for ending, caption in captions.items():
+            for name in results if ending.startswith("_") else [""]:
+                path = folder / f"{name}{ending}"
+                with suppress(Exception), Image.open(path) as image:  # damaged, or a folder
+                    origin = image.info.get("Source", "")
+                    foreign = results and origin and not known.issuperset(origin.split("; "))
+                    figure = draw(path, caption, origin, *image.size)
+                    sections[OTHERS if foreign else heading] += figure
+    title = "Fashion-MNIST: results and pictures"
+    body = f"<title>{title}</title>\n<h1>{title}</h1>\n"
+    if results:
+        rows = table({label(name): column(entry) for name, entry in results.items()})
+        cells = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
+        lines = "".join(f"<tr>{line}</tr>\n" for line in cells)
+        body += f"<h2>Results</h2>\n<table>\n{lines}</table>\n{NOTE}"
+    if (folder / LIVE).is_file():
+        body += f'<p><a href="{LIVE}">Disturb a picture and watch the networks change</a></p>\n'
+    for heading, figures in sections.items():
+        body += f"<h2>{heading}</h2>\n<section>\n{figures}</section>\n" if figures else ""
     try:
-        metrics, comparison = (json.loads(f.read_bytes()) if f.exists() else {} for f in files)
-        body = [_show_pictures(folder, name, metrics.get("models", ())) for name in CAPTIONS]
-        title = "Figures of the models"
-        if metrics:
-            title = escape(f"Results on {metrics['dataset']['title']}")
-            body = [_show_results(metrics, comparison), *body, _show_settings(metrics)]
-        html = f"{HEAD}<title>{title}</title>\n<h1>{title}</h1>\n{''.join(body)}</html>\n".encode()
-    except OSError as error:
-        raise RunError(f"cannot write {page}: {error}") from error
-    except CONTENT_ERRORS as error:
-        raise UsageError(
-            f"{METRICS_NAME} or comparison.json in {folder} is damaged: remove both, or train again"
-        ) from error
-    write_file(page, html)
+        write(page, f"{HEAD}{body}</html>\n".encode(errors="replace"))
+    except OSError as error:  # the results are written already
+        print(f"{page} was not written: {error.strerror}")
     return page
 
 
-def _show_results(metrics: dict[str, Any], comparison: dict[str, Any]) -> str:
-    """Return the table of results: of all seeds if there are several, otherwise of one run."""
-    data, models = metrics["dataset"], metrics["models"]
-    note = f"{data['train_images']:,} training and {data['test_images']:,} test images"
-    if comparison:
-        models = comparison["models"]
-        note += f"; mean ± standard deviation over {len(comparison['seeds'])} seeds"
-    rows = {
-        label: [_measure(model, key, write) for model in models.values()]
-        for key, (label, write) in MEASURES.items()
-    }
-    warning = f"<strong>{SYNTHETIC_NOTE}</strong>\n" if data["name"] == SYNTHETIC else ""
-    return f"{warning}<p>{escape(note)}.</p>\n{_table(models, rows)}"
-
-
-def _measure(model: dict[str, Any], key: str, write: Callable[[float], str]) -> str:
-    """Return a value of one run, or the mean ± standard deviation of several, as text."""
-    value = (model if key in model else model["history"][-1])[key]
-    values = (value["mean"], value["std"]) if isinstance(value, dict) else (value,)
-    return " ±\N{NO-BREAK SPACE}".join(map(write, values))
-
-
-def _show_pictures(folder: Path, ending: str, models: Iterable[str]) -> str:
-    """Return a picture, or those of each model, with the caption, or nothing if none exists."""
-    figures = ""
-    for model in models if ending.startswith("_") else [""]:
-        path = folder / f"{model}{ending}"
-        if path.is_file():
-            with Image.open(path) as image:
-                width, height = image.size  # reserves the space before the picture is loaded
-            name, address = escape(path.stem.replace("_", " ")), quote(path.name, safe="")
-            caption = escape(f"{model.upper()}: {CAPTIONS[ending]}" if model else CAPTIONS[ending])
-            figures += (
-                f'<figure><figcaption>{caption}</figcaption><a href="{address}"><img alt="{name}" '
-                f'src="{address}" width="{width}" height="{height}" loading="lazy"></a></figure>\n'
-            )
-    return f"<section>\n{figures}</section>\n" if figures else ""
-
-
-def _show_settings(metrics: dict[str, Any]) -> str:
-    """Return the settings, dataset, device and versions, collapsed."""
-    keys = ("seed", "dataset", "device", "versions")
-    others = metrics["settings"] | {key: metrics[key] for key in keys}
-    recipes, arguments = others.pop("recipes"), others.pop("models")
-    models = [recipe | {"model": arguments[name]} for name, recipe in recipes.items()]
-    rows = {key.replace("_", " "): [_text(model[key]) for model in models] for key in models[0]}
-    text = "".join(f"<p>{escape(f'{key}: {_text(each)}')}</p>\n" for key, each in others.items())
-    return f"<details><summary>Settings</summary>\n{_table(recipes, rows)}{text}</details>\n"
-
-
-def _table(columns: Iterable[str], rows: Mapping[str, list[str]]) -> str:
-    """Return a table whose rows have names. All text in it is escaped."""
-    head = "".join(f'<th scope="col">{escape(name.upper())}</th>' for name in columns)
-    body = ""
-    for name, values in rows.items():
-        cells = "".join(f"<td>{escape(value)}</td>" for value in values)
-        body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>\n'
-    return f"<table>\n<tr><td></td>{head}</tr>\n{body}</table>\n"
-
-
-def _text(value: Any) -> str:
-    """Return a value of a JSON file as text."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key.replace('_', ' ')} {_text(each)}" for key, each in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def draw(path: Path, caption: str, origin: str, width: int, height: int) -> str:
+    """Return a picture with its caption. Its size reserves the space before it is loaded."""
+    address, lines = quote(path.name, safe=""), "<br>".join(map(escape, origin.split("; ")))
+    return (
+        f'<figure><figcaption>{caption}<small>{lines}</small></figcaption><a href="{address}">'
+        f'<img alt="{caption}" src="{address}" width="{width}" height="{height}" loading="lazy">'
+        "</a></figure>\n"
+    )

@@ -1,51 +1,31 @@
 """The settings of a training."""
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings of a training.
-
-    Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images per step.
-        optimizer: Optimizer of the hidden layers' weights, "muon" or "adamw". All other parameters
-            are always updated by AdamW (Loshchilov and Hutter, arXiv:1711.05101).
-        learning_rate: Peak learning rate of that optimizer. Beside Muon, AdamW gets a share of it.
-        weight_decay: Weight decay of AdamW.
-        warmup: Share of the steps in which the learning rate rises to its peak, in [0, 1). It falls
-            linearly to zero afterwards.
-        label_smoothing: Share of each label that is spread over all classes, in [0, 1) (Szegedy et
-            al., arXiv:1512.00567).
-        shift: Largest shift of an image in pixels, horizontally and vertically. Images show all
-            shifts, and their mirror images, in turn; see schedule_views in data.py.
-        shifted: Share of the images that are shifted, in [0, 1].
-        flip: Whether each image is mirrored in every other epoch.
-        ema_steps: Window of the exponential moving average of the weights, in steps, limited to a
-            tenth of the training. The averaged weights are evaluated and saved.
-        freeze: Shares of the training, in [0, 1], after which the convolutional blocks, from the
-            first on, keep their weights. Fewer gradients remain to be computed (Brock et al.,
-            "FreezeOut", arXiv:1706.04983).
-        model: Arguments of the network that differ from its defaults.
-    """
+    """How a network is trained. The file of each network says why its values were chosen."""
 
     epochs: int
     batch_size: int
-    optimizer: str
-    learning_rate: float
-    weight_decay: float
-    warmup: float
-    label_smoothing: float
-    shift: int
-    shifted: float
-    flip: bool
-    ema_steps: int
-    freeze: list[float] = field(default_factory=list)
-    model: dict[str, Any] = field(default_factory=dict)
+    optimizer: str = "muon"  # of the hidden weights: muon, adamw or sgd; AdamW trains the others
+    learning_rate: float  # its peak
+    weight_decay: float = 0.01  # of AdamW and SGD
+    warmup: float = 0.1  # share of the steps in which the learning rate rises; then it falls to 0
+    label_smoothing: float = 0  # share of each label that is spread over all classes
+    shift: int = 1  # largest shift of an image in pixels, in all directions
+    shifted: float = 1.0  # share of the images that are shifted
+    flip: bool = True  # mirror every other view: mirrored clothes keep their class
+    model: dict[str, Any] = field(default_factory=dict)  # arguments of the network
 
-    def change(self, **settings: Any) -> "Recipe":
-        """Return this recipe with other settings; arguments of the network not given are kept."""
-        model = {**self.model, **settings.pop("model", {})}
-        return replace(self, model=model, **settings)
+
+class Model(NamedTuple):
+    """A row in the table of networks."""
+
+    network: type[nn.Module]
+    recipe: Recipe
+    quick: Recipe  # for a training of about a minute

@@ -1,148 +1,48 @@
 import json
+import sys
 from dataclasses import replace
 
+from fashion import script
+from fashion.evaluation import evaluate
+
 import pytest
-import torch
 from torch import nn
 
-from experiments import ablation, timing
-from experiments.ablation import INGREDIENTS
-from fashion import cli, training
-from fashion.data import FASHION_MNIST, load_dataset
-from fashion.evaluation import predict_logits
-from fashion.layers import Dropout
-from fashion.training import Trainer
+from experiments import ablation, shared
+from fashionmnist import train
 from models import MODELS
 
-SMALL = {"ffn": {"widths": (32, 24, 16, 12)}, "cnn": {"channels": (2, 2, 2), "widths": (16, 12)}}
+
+@pytest.mark.parametrize("name", MODELS)
+def test_changes_differ_from_both_recipes_and_fit_the_network(name):
+    model = MODELS[name]
+    for recipe in (model.recipe, model.quick):
+        first, *changes = ablation.list_changes(model, recipe)
+        assert first == {} and len(changes) > 9
+        for settings in changes:
+            assert all(value != getattr(recipe, key) for key, value in settings.items())
+            model.network(**settings.get("model", {}))
+    plain = ablation.list_changes(model._replace(network=nn.Flatten), model.recipe)
+    assert not any("model" in settings for settings in plain)
 
 
-def run(*arguments):
-    return cli.run(ablation.parse_arguments, ablation.main, [str(each) for each in arguments])
-
-
-def find_ingredient(name):
-    return next(each for each in INGREDIENTS if each.name == name)
-
-
-def make_trainer(name, folder, precision=torch.float32):
-    dataset = load_dataset(FASHION_MNIST, folder)
-    return Trainer(MODELS[name], dataset, MODELS[name].recipe, 0, precision)
-
-
-def test_table_has_a_row_for_each_ingredient(small_folder, tmp_path, monkeypatch, capsys):
-    for name, network in MODELS.items():
-        monkeypatch.setattr(network, "recipe", replace(network.recipe, model=SMALL[name]))
-    monkeypatch.setattr(ablation, "EPOCHS", {"ffn": 1, "cnn": 1})
-    monkeypatch.setattr(ablation, "TIMING_ROUNDS", 1)
-    monkeypatch.setattr(ablation, "time_steps", lambda trainer: timing.time_steps(trainer, 1))
-    monkeypatch.setattr(ablation, "call_in_own_process", lambda time, *each: time(*each))
-    monkeypatch.setattr(training, "set_malloc", training.set_malloc)  # restores it afterwards
-    monkeypatch.setattr(timing, "WARM_UP_STEPS", 0)
-    # In float32, there is no row of bfloat16.
-    monkeypatch.setattr(ablation, "choose_precision", lambda *_: torch.float32)
-    out = tmp_path / "out"
-    assert run("--seeds", 2, "--data-dir", small_folder, "--out", out) == 0
-    printed = capsys.readouterr().out
-    result = json.loads((out / "ablation.json").read_text())
-    for name in MODELS:
-        expected = [each for each in INGREDIENTS if name in each.models]
-        expected.remove(ablation.BFLOAT16)
-        rows = result[name]
-        assert list(rows) == [ablation.COMPLETE.name, *(each.name for each in expected)]
-        complete = rows.pop(ablation.COMPLETE.name)["accuracy"]["values"]
-        for ingredient in expected:
-            row = rows[ingredient.name]
-            assert f"{row['time_ratio']:.2f}x" in printed and ingredient.name in printed
-            assert ("accuracy" in row) == ingredient.learns
-            if ingredient.learns:
-                without = row["accuracy"]["values"]
-                differences = [b - a for a, b in zip(complete, without, strict=True)]
-                assert row["difference"]["values"] == pytest.approx(differences)
-
-
-@pytest.mark.parametrize("ingredient", INGREDIENTS, ids=lambda each: each.name)
-def test_ingredient_is_part_of_the_recipes_and_left_out(ingredient):
-    assert ingredient.settings or ingredient.change or ingredient.own_process
-    for name in ingredient.models:
-        for setting, value in ingredient.settings.items():
-            recipe = MODELS[name].recipe
-            if setting == "model":
-                complete = MODELS[name](**recipe.model).arguments
-                assert MODELS[name](**{**recipe.model, **value}).arguments != complete
-            else:
-                assert getattr(recipe, setting) != value
-
-
-def test_time_ratio_is_relative_to_the_complete_step(small_folder, monkeypatch):
-    def time_steps(trainer):
-        return 3.0 if trainer.recipe.label_smoothing == 0 else 2.0
-
-    monkeypatch.setattr(ablation, "time_steps", time_steps)
-    dataset = load_dataset(FASHION_MNIST, small_folder)
-    ingredient = next(each for each in INGREDIENTS if each.name == "label smoothing")
-    assert ablation.compare_steps("ffn", dataset, ingredient) == 1.5
-
-
-def test_torch_dropout_replaces_ours(small_folder):
-    ingredient = find_ingredient("dropout from bytes")
-    dataset = load_dataset(FASHION_MNIST, small_folder)
-    trainer = ablation.make_trainer("ffn", dataset, ingredient, 0)
-    layers = [layer for layer in trainer.model.modules() if isinstance(layer, nn.Dropout)]
-    assert len(layers) == 4 and not any(isinstance(layer, Dropout) for layer in layers)
-
-
-def test_pooling_last_does_not_change_the_logits(small_folder):
-    trainer = make_trainer("cnn", small_folder)
-    arguments = trainer.dataset.images[:20], 0.3, 0.3
-    first = predict_logits(trainer.model, *arguments)
-    sizes = []
-    trainer.model.blocks[2].relu.register_forward_hook(
-        lambda _, inputs, __: sizes.append(inputs[0].shape[2])
-    )
-    find_ingredient("pooling first").change(trainer)
-    # Batch norm with positive scales and ReLU preserve the order of values, and so the maximum.
-    assert torch.allclose(predict_logits(trainer.model, *arguments), first, atol=1e-5)
-    assert sizes == [6]
-
-
-def test_random_views_repeat_some_before_all_are_shown(small_folder):
-    trainer = make_trainer("cnn", small_folder)
-    indices = trainer.dataset.train_indices
-    in_turn = trainer.choose_views(indices)
-    assert in_turn.equal(trainer.choose_views(indices))
-    ablation.draw_views(trainer)
-    views = torch.stack([trainer.choose_views(indices) for _ in range(18)])
-    assert views.min() == 0 and views.max() == 17
-    assert max(len(shown.unique()) for shown in views.T) < 18
-
-
-def test_longer_iterations_reach_the_optimizer(small_folder):
-    trainer = make_trainer("cnn", small_folder)
-    before = trainer.optimizers[0].iterations
-    ablation.iterate_longer(trainer)
-    assert before == 3 and trainer.optimizers[0].iterations == 5
-
-
-def test_float32_reaches_the_optimizer(small_folder):
-    trainer = make_trainer("cnn", small_folder, torch.bfloat16)
-    ablation.use_float32(trainer)
-    assert trainer.precision == trainer.optimizers[0].precision == torch.float32
-
-
-def test_invalid_argument_is_rejected(capsys):
-    assert run("--seeds", 0) == 2
-    error = capsys.readouterr().err
-    assert "--seeds" in error and "see python -m experiments.ablation --help" in error
-
-
-def test_steps_without_kept_memory_leave_malloc_alone(small_folder, monkeypatch):
-    calls = []
-    monkeypatch.setattr(training, "set_malloc", lambda **settings: calls.append(settings))
-    monkeypatch.setattr(ablation, "time_steps", lambda trainer: 1.0)
-    dataset = load_dataset(FASHION_MNIST, small_folder)
-    ingredient = next(each for each in INGREDIENTS if each.own_process)
-    ablation.time_step("ffn", dataset, ablation.COMPLETE)
-    assert len(calls) == 1
-    ablation.time_step("ffn", dataset, ingredient)
-    assert len(calls) == 1
+def test_table_compares_validation_accuracies(tiny, tmp_path, monkeypatch, capsys):
+    small = replace(MODELS["ffn"].recipe, epochs=1, batch_size=100, model={"widths": (32, 16)})
+    monkeypatch.setattr(ablation, "MODELS", {"ffn": MODELS["ffn"]._replace(recipe=small)})
+    changes = {"learning_rate": 0.001, "flip": False, "model": {"dropout": 0}}
+    monkeypatch.setattr(ablation, "list_changes", lambda *_: [{}, changes])
+    monkeypatch.setattr(shared, "load", lambda *_: tiny)
+    argv = ["ablation", "--seeds", "2", "--device", "cpu", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert script.run(ablation.main) == 0
+    result = json.loads((tmp_path / "ablation" / "ablation.json").read_text())
+    changed = replace(small, **changes | {"model": {"widths": (32, 16), "dropout": 0}})
+    expected = [
+        [evaluate(train("ffn", recipe, seed, tiny).model, tiny)[1] for seed in (0, 1)]
+        for recipe in (small, changed)
+    ]
+    assert [row["accuracy"]["values"] for row in result["ffn"]] == expected
+    mean = sum(expected[1]) / 2 - sum(expected[0]) / 2
+    assert result["ffn"][1]["difference"]["mean"] == pytest.approx(mean)
+    _, row = capsys.readouterr().out.split("learning rate 0.001, flip False, dropout 0 ")
+    assert f"{50 * sum(expected[1]):.2f} ±" in row and f"{100 * mean:+.2f} ±" in row

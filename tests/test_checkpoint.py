@@ -1,201 +1,185 @@
-from dataclasses import asdict, replace
+"""Weights as files: what is saved is loaded, and every mistake is explained."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+
+from fashion import checkpoint
+from fashion.evaluation import energy
+from fashion.script import UserError
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
 
-from cnn import CNN
-from fashion.checkpoint import (
-    SUFFIX,
-    load_models,
-    load_recording,
-    load_state,
-    load_tensors,
-    load_weights,
-    save_recording,
-    save_tensors,
-)
-from fashion.data import CLASS_NAMES
-from fashion.environment import collect_versions, describe_environment
-from fashion.evaluation import energy, fit_temperature, predict_logits
-from fashion.files import RunError, UsageError
-from fashion.runs import save_weights, score
-from fashion.training import Trainer
-from ffn import FFN
 from models import MODELS
 
-ARGUMENTS = {
-    "ffn": {"widths": [64, 48, 32, 16], "dropout": 0.125},
-    "cnn": {"channels": [4, 8, 8], "widths": [32, 16], "dropout": 0.125, "padding": [1, 0, 1]},
-}
+
+@pytest.mark.parametrize("name", MODELS)
+def test_loaded_network_predicts_like_the_trained_one(name, networks, finished, tiny):
+    network, run = networks[name], finished[name][0]
+    logits = network.logits(tiny.test_images) * network.temperature
+    assert torch.allclose(logits, run.logits["test"], atol=1e-4)
+    assert (network.name, network.seed, network.dataset) == (name, 0, tiny.title)
+    assert (network.mean, network.std) == (tiny.mean, tiny.std)
+    assert not network.model.training
+    probabilities = network.probabilities(tiny.test_images)
+    assert torch.allclose(probabilities, network.logits(tiny.test_images).softmax(1))
 
 
-@pytest.fixture(scope="module")
-def trainers(tiny_dataset):
-    """One trainer of each model after its only epoch."""
-    trainers = {}
-    for name, arguments in ARGUMENTS.items():
-        network = MODELS[name]
-        recipe = replace(network.recipe, model=arguments, epochs=1, batch_size=50)
-        trainers[name] = Trainer(network, tiny_dataset, recipe, 3, torch.float32)
-        trainers[name].train_epoch()
-    return trainers
+def test_energy_limit_is_exceeded_by_a_twentieth_of_the_validation_images(networks, tiny):
+    excess = networks["cnn"].excess_energy(tiny.images[tiny.validation])
+    assert (excess > 0).float().mean() == pytest.approx(0.05, abs=0.01)
 
 
-@pytest.fixture(scope="module")
-def runs(trainers):
-    """Their runs."""
-    return {name: score(trainer, name) for name, trainer in trainers.items()}
+def test_half_precision_halves_the_file_and_keeps_the_predictions(finished, tiny, tmp_path):
+    run = finished["ffn"][0]
+    sizes = []
+    for dtype in (torch.float32, torch.float16):
+        checkpoint.export(tmp_path / "ffn.safetensors", run, tiny, dtype)
+        sizes.append((tmp_path / "ffn.safetensors").stat().st_size)
+    assert sizes[1] < 0.55 * sizes[0]
+    network = checkpoint.load(tmp_path / "ffn.safetensors", MODELS)
+    assert torch.allclose(
+        network.logits(tiny.test_images) * network.temperature, run.logits["test"], atol=0.05
+    )
+
+
+def test_shipped_networks_load_and_are_accurate(sample):
+    for name in MODELS:
+        network = checkpoint.load(checkpoint.PRETRAINED / f"{name}.safetensors", MODELS)
+        assert network.dataset == "Fashion-MNIST"
+        correct = network.logits(sample.test_images).argmax(1) == sample.test_labels
+        assert correct.float().mean() > {"ffn": 0.90, "cnn": 0.925}.get(name, 0.8)
+
+
+def rewrite(path, **changes):
+    """Change the metadata of a file."""
+    with safe_open(path, framework="pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    changed = {key: json.dumps(value) for key, value in changes.items()}
+    save_file(weights, path, {k: v for k, v in (metadata | changed).items() if v != "null"})
 
 
 @pytest.fixture
-def folder(runs, tmp_path):
-    """A folder with the weights of both models."""
-    for name, run in runs.items():
-        save_weights(tmp_path / f"{name}.safetensors", run)
+def path(trained, tmp_path):
+    """A file that a test may change."""
+    return shutil.copyfile(trained / "ffn.safetensors", tmp_path / "ffn.safetensors")
+
+
+CHANGES = {
+    "other widths": (
+        {"recipe": {"model": {"widths": [100, 50]}}},
+        "does not fit the network in ffn",
+    ),
+    "unknown argument": ({"recipe": {"model": {"depth": 3}}}, "does not fit the network in ffn"),
+    "other network": ({"name": "rnn"}, "holds no network of models.py, which has: ffn, cnn"),
+    "old format": ({"class": "FFN"}, "was written by an earlier version of this project"),
+    "missing number": ({"temperature": None}, "does not fit"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_metadata_that_does_not_fit_is_explained(path, change):
+    settings, message = CHANGES[change]
+    rewrite(path, **settings)
+    with pytest.raises(UserError, match=message):
+        checkpoint.load(path, MODELS)
+
+
+def test_edited_network_is_explained_and_not_called_damaged(trained):
+    class Edited(nn.Module):
+        def __init__(self, **arguments):
+            super().__init__()
+            self.layer = nn.Linear(784, 10)
+
+    models = MODELS | {"ffn": replace_network(MODELS["ffn"], Edited)}
+    with pytest.raises(UserError, match="does not fit the network.*edited since"):
+        checkpoint.load(trained / "ffn.safetensors", models)
+
+
+def replace_network(model, network):
+    return model._replace(network=network)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"\xff" * 100])
+def test_damaged_file_is_an_error(tmp_path, content):
+    (tmp_path / "ffn.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(tmp_path / "ffn.safetensors", MODELS)
+
+
+def test_truncated_file_is_an_error(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(path, MODELS)
+
+
+def test_given_folder_or_file_is_used_as_it_is(trained, capsys):
+    assert list(checkpoint.load_networks(trained, MODELS)) == list(MODELS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["Networks:", *(f"  {trained / name}.safetensors" for name in MODELS)]
+    assert list(checkpoint.load_networks(trained / "cnn.safetensors", MODELS)) == ["cnn"]
+
+
+@pytest.mark.parametrize("name", ["", "missing"])
+def test_folder_without_networks_is_explained(tmp_path, name):
+    with pytest.raises(UserError, match="is no file, and no folder with one of ffn.safetensors"):
+        checkpoint.load_networks(tmp_path / name, MODELS)
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch, trained):
+    """An output folder with networks that were trained on the sample."""
+    monkeypatch.setattr(checkpoint, "OUTPUTS", tmp_path)
+    for file in trained.iterdir():
+        shutil.copyfile(file, tmp_path / file.name)
     return tmp_path
 
 
-# Weights
+def test_network_of_the_sample_never_wins_silently(outputs, capsys):
+    rewrite(outputs / "cnn.safetensors", dataset="Fashion-MNIST")
+    networks = checkpoint.load_networks(None, MODELS)
+    assert networks["ffn"].path == checkpoint.PRETRAINED / "ffn.safetensors"
+    assert networks["cnn"].path == outputs / "cnn.safetensors"
+    title = "Fashion-MNIST sample, 10,000 images"
+    expected = f"{outputs}/ffn.safetensors was trained on {title}: the shipped network is used"
+    assert expected in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_loaded_model_predicts_the_same_logits(folder, trainers, tiny_dataset, name):
-    path = folder / f"{name}.safetensors"
-    checkpoint = load_weights(path, MODELS[name])
-    model, averaged = checkpoint.model, trainers[name].averaged
-    assert type(model) is MODELS[name] and not model.training
-    weights = averaged.state_dict()
-    assert model.state_dict().keys() == load_file(path).keys() == weights.keys()
-    assert all(value.equal(weights[key]) for key, value in model.state_dict().items())
-    settings = tiny_dataset.test_images, checkpoint.mean, checkpoint.std
-    assert predict_logits(model, *settings).equal(predict_logits(averaged, *settings))
+def test_unusable_network_in_the_output_folder_is_passed_over_with_the_reason(outputs, capsys):
+    (outputs / "ffn.safetensors").write_bytes(b"")
+    networks = checkpoint.load_networks(None, MODELS)
+    assert networks["ffn"].path == checkpoint.PRETRAINED / "ffn.safetensors"
+    assert "is damaged" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_weights_file_says_what_the_model_is_and_how_it_was_trained(
-    folder, trainers, runs, tiny_dataset, name
+def test_network_that_is_not_shipped_is_taken_from_the_output_folder(
+    outputs, monkeypatch, tmp_path
 ):
-    checkpoint = load_weights(folder / f"{name}.safetensors", MODELS[name])
-    held_out = tiny_dataset.validation_indices
-    validation = runs[name].validation_logits, tiny_dataset.labels[held_out]
-    assert checkpoint.metadata == {
-        "class": MODELS[name].__name__,
-        "arguments": ARGUMENTS[name],
-        "mean": tiny_dataset.mean,
-        "std": tiny_dataset.std,
-        "class_names": list(CLASS_NAMES),
-        "dataset": "synthetic",
-        "seed": 3,
-        "recipe": asdict(trainers[name].recipe),
-        "versions": collect_versions(),
-        "environment": describe_environment(torch.device("cpu")),
-        "validation_accuracy": trainers[name].history[-1]["validation_accuracy"],
-        "temperature": fit_temperature(*validation),
-        "energy_limit": energy(validation[0]).quantile(0.95).item(),
-        "test_accuracy": runs[name].test.accuracy,
-    }
-    for key in ("mean", "std", "temperature", "energy_limit", "dataset", "seed"):
-        assert getattr(checkpoint, key) == checkpoint.metadata[key]
+    monkeypatch.setattr(checkpoint, "PRETRAINED", tmp_path / "empty")
+    networks = checkpoint.load_networks(None, MODELS)
+    assert networks["ffn"].path == outputs / "ffn.safetensors"
 
 
-def test_tensors_and_metadata_are_read_as_they_were_written(tmp_path):
-    path = tmp_path / "file.safetensors"
-    transposed = torch.arange(6.0).view(2, 3).T
-    metadata = {"text": "a", "numbers": [1, 2.5], "nested": {"none": None}}
-    save_tensors(path, {"transposed": transposed}, metadata)
-    tensors, read = load_tensors(path)
-    assert read == metadata and tensors.keys() == {"transposed"}
-    # Tensors do not depend on the file, which may be overwritten in place.
-    path.write_bytes(bytes(path.stat().st_size))
-    assert tensors["transposed"].equal(transposed)
+def test_temperature_and_limit_come_from_the_validation_images(finished, tiny, tmp_path):
+    run = finished["ffn"][0]
+    other = replace(tiny, test_labels=tiny.test_labels.flip(0))
+    values = []
+    for dataset in (tiny, other):
+        checkpoint.export(tmp_path / "ffn.safetensors", run, dataset)
+        network = checkpoint.load(tmp_path / "ffn.safetensors", MODELS)
+        values.append((network.temperature, network.energy_limit))
+    assert values[0] == values[1]
+    expected = energy(run.logits["validation"]).quantile(0.95)
+    assert values[0][1] == pytest.approx(expected.item())
 
 
-def test_weights_of_another_class_are_rejected(folder):
-    with pytest.raises(UsageError, match=r"cnn\.safetensors holds a model of class CNN, not FFN"):
-        load_weights(folder / "cnn.safetensors", FFN)
-
-
-def test_missing_weights_are_named(tmp_path):
-    path = tmp_path / "cnn.safetensors"
-    with pytest.raises(UsageError, match=f"^{path} does not exist$"):
-        load_weights(path, CNN)
-
-
-def test_folder_that_cannot_be_read_as_a_file_is_an_error(tmp_path):
-    for load in (load_tensors, load_state):
-        with pytest.raises(RunError, match=f"cannot read {tmp_path}: "):
-            load(tmp_path)
-
-
-# Several models
-
-
-def paths(folder):
-    return {name: folder / f"{name}.safetensors" for name in MODELS}
-
-
-def test_all_models_are_loaded(folder, caplog):
-    models = load_models(paths(folder), MODELS)
-    assert {name: type(each.model) for name, each in models.items()} == MODELS
-    assert not caplog.records
-
-
-def test_missing_model_is_left_out_with_a_warning(folder, caplog):
-    (folder / "ffn.safetensors").unlink()
-    assert list(load_models(paths(folder), MODELS)) == ["cnn"]
-    (record,) = caplog.records
-    assert record.levelname == "WARNING"
-    assert record.getMessage().startswith(f"{folder / 'ffn.safetensors'} does not exist; ")
-
-
-def test_missing_models_are_named(tmp_path):
-    with pytest.raises(UsageError, match=r"ffn\.safetensors does not exist .*cnn\.safetensors"):
-        load_models(paths(tmp_path), MODELS)
-
-
-def test_files_in_the_old_format_are_reported_as_such(tmp_path):
-    for name in MODELS:
-        (tmp_path / f"{name}.pt").write_bytes(b"old")
-    with pytest.raises(UsageError, match=r"ffn\.pt has a format that is no longer read.*cnn\.pt"):
-        load_models(paths(tmp_path), MODELS)
-
-
-def test_models_trained_on_different_data_are_rejected(folder, runs):
-    run = replace(runs["cnn"], metadata=runs["cnn"].metadata | {"dataset": "fashion-mnist"})
-    save_weights(folder / "cnn.safetensors", run)
-    expected = (
-        "the models were trained on different data: "
-        f"{folder}/ffn.safetensors on synthetic images, not Fashion-MNIST, "
-        f"{folder}/cnn.safetensors on Fashion-MNIST"
-    )
-    with pytest.raises(UsageError, match=expected):
-        load_models(paths(folder), MODELS)
-
-
-# Recordings
-
-
-def test_recording_belongs_to_the_model_with_its_last_kernels(tmp_path):
-    path = tmp_path / "recording.safetensors"
-    model, other = CNN(), CNN()
-    last = model.blocks[0].conv.weight.detach()
-    save_recording(path, {0: torch.zeros_like(last), 7: last}, steps_per_epoch=7)
-    recording = load_recording(path, model)
-    assert (recording.steps, recording.steps_per_epoch) == ([0, 7], 7)
-    assert recording.kernels.equal(torch.stack([torch.zeros_like(last), last]))
-    assert load_recording(path, other) is None
-    assert load_recording(tmp_path / "missing.safetensors", model) is None
-
-
-@pytest.mark.parametrize("missing", ["temperature", "padding"])
-def test_weights_of_an_earlier_version_are_named(tmp_path, trainers, missing):
-    path = tmp_path / f"cnn{SUFFIX}"
-    save_weights(path, score(trainers["cnn"], "cnn"))
-    tensors, metadata = load_tensors(path)
-    metadata.pop(missing, None)
-    metadata["arguments"].pop(missing, None)
-    save_tensors(path, tensors, metadata)
-    with pytest.raises(UsageError, match="earlier version") as caught:
-        load_weights(path, CNN)
-    assert str(path) in str(caught.value)
+def test_folder_whose_name_is_no_text_is_no_obstacle(trained, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(trained, folder)
+    assert checkpoint.load(folder / "ffn.safetensors", MODELS).name == "ffn"

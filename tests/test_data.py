@@ -1,161 +1,144 @@
-import logging
+"""The sample, the split, pixel statistics and augmentation."""
 
+from dataclasses import replace
+
+from fashion import data
+from fashion.data import Views
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from fashion import data, synthetic
-from fashion.data import load_dataset
-from fashion.files import RunError
+from models import MODELS
 
-
-@pytest.fixture
-def small_drawing(monkeypatch):
-    """Draw a stand-in of 240 and 60 images."""
-    monkeypatch.setattr(synthetic, "TRAIN_COUNT", 240)
-    monkeypatch.setattr(synthetic, "TEST_COUNT", 60)
+RECIPE = replace(MODELS["cnn"].recipe, shift=1, shifted=1, flip=True)
 
 
-# Choosing and loading
-
-
-def test_auto_draws_the_stand_in_without_files_and_network(
-    tmp_path, no_network, small_drawing, caplog
-):
-    dataset = load_dataset("auto", tmp_path)
-    assert dataset.name == "synthetic"
-    assert dataset.title == "synthetic images, not Fashion-MNIST"
-    assert len(dataset.train_indices) == 220 and len(dataset.validation_indices) == 20
-    assert len(dataset.test_images) == 60
-    [record] = caplog.records
-    assert record.levelno == logging.WARNING and "synthetic images" in record.getMessage()
-
-
-@pytest.mark.parametrize("choice", ["auto", "fashion-mnist"])
-def test_stand_in_never_replaces_a_damaged_file(small_folder, choice, caplog):
-    raw = small_folder / "FashionMNIST" / "raw"
-    for path in raw.iterdir():
-        path.unlink()
-    (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(b"half a file")
-    with pytest.raises(RunError, match="t10k-labels-idx1-ubyte"):
-        load_dataset(choice, small_folder)
-    assert not caplog.records
-
-
-def test_synthetic_uses_neither_disk_nor_network(tmp_path, small_drawing):
-    assert load_dataset("synthetic", tmp_path / "nowhere").name == "synthetic"
-    assert not (tmp_path / "nowhere").exists()
-
-
-def test_limit_keeps_the_first_images_and_the_whole_validation_part(small_folder):
-    whole, limited = (load_dataset("auto", small_folder, limit=limit) for limit in (None, 50))
-    assert limited.train_indices.equal(whole.train_indices[:50])
-    assert limited.validation_indices.equal(whole.validation_indices)
-
-
-def test_dataset_moves_to_a_device_with_all_its_tensors(small_folder):
-    moved = load_dataset("auto", small_folder).to(torch.device("meta"))
-    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
-    assert len(tensors) == 6 and all(tensor.is_meta for tensor in tensors)
-
-
-def test_real_dataset_has_its_known_sizes_and_statistics(real_archives, no_network):
-    dataset = load_dataset("fashion-mnist", real_archives)
-    assert dataset.images.shape == (60_000, 28, 28)
-    assert dataset.test_images.shape == (10_000, 28, 28)
-    assert len(dataset.train_indices) == 55_000
-    assert torch.bincount(dataset.labels[dataset.validation_indices]).tolist() == [500] * 10
-    assert torch.bincount(dataset.test_labels).tolist() == [1000] * 10
-    # The commonly used values for all 60,000 images; those of 55,000 are close.
-    assert dataset.mean == pytest.approx(0.28604, abs=2e-3)
-    assert dataset.std == pytest.approx(0.35302, abs=2e-3)
-
-
-# Splitting and normalizing
-
-
-def test_split_is_balanced_complete_and_independent_of_the_seed():
-    labels = torch.arange(60_000) % 10
-    train, validation = data.split_indices(labels)
-    assert torch.bincount(labels[validation]).tolist() == [500] * 10
-    assert torch.cat([train, validation]).sort().values.equal(torch.arange(60_000))
-    torch.manual_seed(1234)
-    assert data.split_indices(labels)[1].equal(validation)
-    train, larger = data.split_indices(labels, 1 / 4)
-    assert torch.bincount(labels[larger]).tolist() == [1500] * 10
-    assert torch.isin(validation, larger).all() and not torch.isin(train, larger).any()
-
-
-def test_mean_and_deviation_are_those_of_the_training_part(small_folder):
-    dataset = load_dataset("auto", small_folder)
-    pixels = dataset.images[dataset.train_indices].double() / 255
-    assert dataset.mean == pytest.approx(pixels.mean().item(), abs=1e-12)
-    assert dataset.std == pytest.approx(pixels.std(correction=0).item(), abs=1e-12)
-    normal = data.normalize(dataset.images[dataset.train_indices], dataset.mean, dataset.std)
-    assert normal.shape == (220, 1, 28, 28) and normal.dtype == torch.float32
-    assert normal.mean().item() == pytest.approx(0, abs=1e-5)
-    assert normal.std().item() == pytest.approx(1, abs=1e-4)
-
-
-# Augmenting
-
-
-def test_views_are_all_shifts_and_their_mirror_images():
-    image = torch.randint(1, 256, (28, 28), dtype=torch.uint8)
-    padded = data.pad(image[None], 2)
-    views = torch.arange(data.view_count(2, flip=True))
-    batch = data.augment(padded, torch.zeros_like(views), views, 1.0, True, torch.Generator())
-    crops = [padded[0, y : y + 28, x : x + 28] for y in range(5) for x in range(5)]
-    expected = [copy for crop in crops for copy in (crop, crop.flip(1))]
-    assert batch.equal(torch.stack(expected))
-
-
-@pytest.mark.parametrize(
-    ("shift", "flip"), [(0, False), (0, True), (1, False), (1, True), (2, True)]
-)
-def test_images_go_through_all_views_in_different_orders(shift, flip):
-    views = data.view_count(shift, flip)
-    generator = torch.Generator().manual_seed(0)
-    first, steps = data.schedule_views(300, views, generator)
-    shown = (first + torch.arange(views)[:, None] * steps) % views
-    assert shown.sort(dim=0).values.equal(torch.arange(views)[:, None].expand(-1, 300))
-    if views > 2:
-        assert len(shown.unique(dim=1).T) > views
-    if flip:  # mirrored in every other epoch
-        assert ((shown[1:] - shown[:-1]) % 2 == 1).all()
-
-
-@pytest.mark.parametrize("shifted", [0, 0.3, 1])
-def test_only_the_given_share_is_shifted(shifted):
-    image = torch.randint(1, 256, (28, 28), dtype=torch.uint8)
-    padded, indices = data.pad(image[None], 1), torch.zeros(9000, dtype=torch.int64)
-    generator, views = torch.Generator().manual_seed(0), torch.arange(9000) % 9
-    batch = data.augment(padded, indices, views, shifted, False, generator)
-    unmoved = (batch == image).all((1, 2)).float().mean().item()
-    # One of the nine offsets is zero.
-    assert unmoved == pytest.approx(1 - shifted * 8 / 9, abs=0.03)
-
-
-def test_images_that_are_not_shifted_are_mirrored_all_the_same():
-    image = torch.randint(1, 256, (28, 28), dtype=torch.uint8)
-    views = torch.arange(18)
-    batch = data.augment(
-        data.pad(image[None], 1), torch.zeros_like(views), views, 0.0, True, torch.Generator()
+def test_sample_holds_the_first_images_of_each_class(real, sample):
+    full = data.load_full(real)
+    parts = (
+        (sample.images, sample.labels, full.images, full.labels, 1000),
+        (sample.test_images, sample.test_labels, full.test_images, full.test_labels, 200),
     )
-    assert batch.equal(torch.stack([image, image.flip(1)] * 9))
+    for images, labels, all_images, all_labels, count in parts:
+        for label in range(10):
+            first = all_images[all_labels == label][:count]
+            assert torch.equal(images[labels == label], first)
 
 
-def test_without_shift_and_flip_augmentation_only_selects():
-    images = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
-    indices = torch.tensor([3, 1, 3])
-    views = torch.zeros_like(indices)
-    batch = data.augment(data.pad(images, 0), indices, views, 1.0, False, torch.Generator())
-    assert batch.equal(images[indices])
+def test_sample_is_small_and_named_in_the_title(sample):
+    files = list(data.SAMPLE.glob("*.png"))
+    assert len(files) == 2
+    assert sum(file.stat().st_size for file in files) < 5_000_000
+    assert sample.title == "Fashion-MNIST sample, 10,000 images"
+    assert len(sample.images) == 10_000
+    assert len(sample.test_images) == 2_000
 
 
-def test_random_numbers_come_from_the_given_generator_alone():
-    before = torch.get_rng_state()
-    images = torch.zeros(5, 30, 30, dtype=torch.uint8)
-    generator = torch.Generator().manual_seed(3)
-    views, _ = data.schedule_views(5, 18, generator)
-    data.augment(images, torch.arange(5), views, 0.5, True, generator)
-    assert torch.get_rng_state().equal(before)
+def test_tiles_are_read_row_by_row():
+    # Ten bands of one row with two tiles each; the first pixel of each tile is its number.
+    picture = np.zeros((280, 56), np.uint8)
+    picture[::28, ::28] = np.arange(20).reshape(10, 2)
+    images, labels = data.read_tiles(picture)
+    assert images[:, 0, 0].tolist() == list(range(20))
+    assert labels.tolist() == [label for label in range(10) for _ in range(2)]
+
+
+def test_real_dataset_has_the_published_statistics(real):
+    dataset = data.load_full(real)
+    assert dataset.title == "Fashion-MNIST"
+    sizes = len(dataset.train), len(dataset.validation), len(dataset.test_images)
+    assert sizes == (55_000, 5_000, 10_000)
+    assert torch.bincount(dataset.labels[dataset.validation]).tolist() == [500] * 10
+    # The mean and deviation of all 60,000 images, which others use.
+    assert data.pixel_statistics(dataset.images) == pytest.approx((0.28604, 0.35302), abs=1e-5)
+
+
+def test_split_is_balanced_disjoint_and_the_same_each_time(sample):
+    again = data.load_sample()
+    assert torch.equal(again.validation, sample.validation)
+    assert torch.equal(again.train, sample.train)
+    everything = torch.cat([sample.train, sample.validation]).sort().values
+    assert torch.equal(everything, torch.arange(10_000))
+    assert torch.bincount(sample.labels[sample.validation]).tolist() == [83] * 10
+
+
+def test_limit_keeps_that_many_images_of_all_classes(sample):
+    limited = data.load_sample(limit=500)
+    assert len(limited.train) == 500
+    assert len(limited.labels[limited.train].unique()) == 10
+    assert torch.equal(limited.validation, sample.validation)
+    assert limited.title == "Fashion-MNIST sample, 10,000 images, 500 to train on"
+
+
+def test_pixel_statistics_agree_with_numpy(sample):
+    pixels = sample.images[:100].numpy() / 255
+    expected = (pixels.mean(), pixels.std())
+    assert data.pixel_statistics(sample.images[:100]) == pytest.approx(expected)
+
+
+def test_normalize():
+    images = torch.tensor([[[0, 255]]], dtype=torch.uint8)
+    assert data.normalize(images, 0.5, 0.25).tolist() == [[[[-2, 2]]]]
+
+
+def test_fingerprint_depends_on_training_and_test_images(tiny):
+    others = {
+        replace(tiny, train=tiny.train.flip(0)).fingerprint,
+        replace(tiny, test_images=tiny.test_images.flip(2)).fingerprint,
+    }
+    assert len(others | {tiny.fingerprint}) == 3
+    assert replace(tiny).fingerprint == tiny.fingerprint
+
+
+def test_an_image_shows_all_its_views_before_one_repeats():
+    image = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    image[0, 10, 5] = 255
+    views = Views(image, RECIPE)
+    places = set()
+    for epoch in range(18):
+        (row, column) = views.show(torch.tensor([0]), epoch)[0].nonzero()[0].tolist()
+        places.add((row, column))
+    originals = {(10 + y, 5 + x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
+    mirrored = {(row, 27 - column) for row, column in originals}
+    assert places == originals | mirrored
+
+
+def test_shifts_add_black_pixels_at_the_border():
+    images = torch.full((50, 28, 28), 255, dtype=torch.uint8)
+    shown = Views(images, RECIPE).show(torch.arange(50), 0)
+    assert {int((image == 0).sum()) for image in shown} == {0, 28, 28 + 27}
+
+
+def test_a_share_of_the_images_stays_in_the_centre():
+    images = torch.full((3000, 28, 28), 255, dtype=torch.uint8)
+    views = Views(images, replace(RECIPE, shifted=0.3, flip=False))
+    shown = views.show(torch.arange(3000), 0)
+    centred = (shown == 255).flatten(1).all(1).float().mean()
+    # Seven tenths are not shifted, and a ninth of the others by nothing.
+    assert centred == pytest.approx(0.7 + 0.3 / 9, abs=0.03)
+
+
+def test_without_augmentation_images_stay_as_they_are(tiny):
+    views = Views(tiny.images, replace(RECIPE, shift=0, flip=False))
+    assert torch.equal(views.show(tiny.train, 3), tiny.images[tiny.train])
+
+
+def test_sample_replaces_a_dataset_that_is_not_available(tmp_path, monkeypatch, capsys):
+    def fail(folder):
+        raise data.UnavailableError("no network")
+
+    monkeypatch.setattr(data, "load_files", fail)
+    assert "sample" in data.load(tmp_path).title
+    assert capsys.readouterr().out.splitlines() == [
+        "no network",
+        "The sample of 12,000 images that comes with the project is used instead.",
+    ]
+
+
+def test_tiles_are_grey_pictures_without_metadata():
+    for file in data.SAMPLE.glob("*.png"):
+        with Image.open(file) as picture:
+            assert picture.mode == "L"
+            assert not picture.info

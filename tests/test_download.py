@@ -1,106 +1,223 @@
-import gzip
+"""Finding and downloading the four files: content decides, and nothing of a user is overwritten."""
 
-import pytest
-import torch
-from torchvision.datasets import FashionMNIST
-from torchvision.datasets.utils import calculate_md5
+import gzip
+import hashlib
+import struct
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from fashion import download
-from fashion.download import NoSourceError, load_fashion_mnist
-from fashion.files import RunError
+from fashion.download import UnavailableError, load_files
+from fashion.script import UserError
 
-TRAIN_IMAGES = "train-images-idx3-ubyte"
-UNUSED_PROCESS = 2**22 + 1  # above the largest process number of Linux
+import numpy as np
+import pytest
+from torchvision.datasets import FashionMNIST
+
+IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = download.FILES
+
+
+def idx(array: np.ndarray) -> bytes:
+    """Return an array of bytes in the format of MNIST."""
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    return header + array.astype(np.uint8).tobytes()
 
 
 @pytest.fixture
-def mirror(small_files, serve):
-    """The address of a server with the four archives, and the list of names it was asked for."""
-    asked = []
-    return serve(lambda name, _: asked.append(name) or small_files[name.removesuffix(".gz")]), asked
+def files(monkeypatch) -> dict[str, bytes]:
+    """Four small files, which pass for Fashion-MNIST in this test."""
+    random, small = np.random.default_rng(0), {}
+    for name, count in zip(download.FILES, (240, 240, 40, 40), strict=True):
+        shape = (count, 28, 28) if "images" in name else (count,)
+        small[name] = idx(random.integers(0, 256 if "images" in name else 10, shape))
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in small.items()}
+    monkeypatch.setattr(download, "FILES", sums)
+    archives = {f"{name}.gz": hashlib.md5(pack(small[name])).hexdigest() for name in small}
+    monkeypatch.setattr(FashionMNIST, "resources", list(archives.items()))
+    return small
 
 
-def names(folder):
-    return {path.name for path in folder.iterdir()}
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Let nothing leave this machine: nothing listens at this address."""
+    monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr(download, "REPOSITORY", "http://127.0.0.1:9/")
 
 
-def test_archives_are_extracted_and_read(small_folder, small_files):
-    (images, labels), (test_images, test_labels) = load_fashion_mnist(small_folder)
-    assert images.shape == (240, 28, 28) and images.dtype == torch.uint8
-    assert labels.tolist() == [i % 10 for i in range(240)] and labels.dtype == torch.int64
-    assert test_images.shape == (40, 28, 28) and len(test_labels) == 40
-    content = gzip.decompress(small_files[TRAIN_IMAGES])
-    assert images.numpy().tobytes() == content[16:]
+def pack(content: bytes) -> bytes:
+    return gzip.compress(content, mtime=0)
 
 
-def test_intact_files_need_neither_archives_nor_network(small_folder):
-    load_fashion_mnist(small_folder)
-    raw = download.raw_folder(small_folder)
-    for archive in raw.glob("*.gz"):
-        archive.unlink()
-    load_fashion_mnist(small_folder)
-    assert names(raw) == set(download.EXTRACTED_MD5)
+def put(folder: Path, contents: dict[str, bytes], change=lambda name: name) -> Path:
+    """Write files into a folder under changed names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / change(name)).write_bytes(content)
+    return folder
 
 
-def test_all_archives_are_downloaded_from_a_mirror_and_kept(tmp_path, mirror):
-    address, asked = mirror
-    (images, _), _ = load_fashion_mnist(tmp_path, address.rstrip("/"))
-    assert len(images) == 240
-    assert asked == [archive for archive, _ in FashionMNIST.resources]
-    assert names(download.raw_folder(tmp_path)) == {*asked, *download.EXTRACTED_MD5}
-    load_fashion_mnist(tmp_path)  # without the mirror
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_only_archives_of_damaged_files_are_downloaded(small_folder, mirror):
-    address, asked = mirror
-    load_fashion_mnist(small_folder)
-    raw = download.raw_folder(small_folder)
-    for archive in raw.glob("*.gz"):
-        archive.unlink()
-    (raw / TRAIN_IMAGES).write_bytes(b"half a file")
-    load_fashion_mnist(small_folder, address)
-    assert asked == [f"{TRAIN_IMAGES}.gz"]
+PACKAGINGS = {
+    "archives": (pack, lambda name: f"{name}.gz"),
+    "recompressed": (lambda content: gzip.compress(content, 1), lambda name: f"{name}.gz"),
+    "plain content named .gz": (bytes, lambda name: f"{name}.gz"),
+    "names with a dot": (bytes, lambda name: name.replace("-idx", ".idx")),
+    "archives with a dot": (pack, lambda name: f"{name.replace('-idx', '.idx')}.gz"),
+}
 
 
-def test_archives_that_arrived_are_kept_for_the_next_try(tmp_path, small_files, serve):
-    address = serve(
-        lambda name, _: small_files[name.removesuffix(".gz")] if "train" in name else None
+@pytest.mark.parametrize("packaging", PACKAGINGS)
+@pytest.mark.parametrize("place", ["", "raw", "FashionMNIST/raw"])
+def test_correct_content_is_found_in_any_packaging_and_place(tmp_path, files, packaging, place):
+    convert, change = PACKAGINGS[packaging]
+    put(tmp_path / place, {name: convert(content) for name, content in files.items()}, change)
+    before = snapshot(tmp_path)
+    assert load_files(tmp_path) == list(files.values())
+    assert snapshot(tmp_path) == before
+
+
+def test_swapped_archives_are_told_apart_by_content(tmp_path, files):
+    swapped = {**files, LABELS: files[TEST_LABELS], TEST_LABELS: files[LABELS]}
+    put(tmp_path, swapped)
+    assert load_files(tmp_path) == list(files.values())
+
+
+@pytest.mark.parametrize("count", [100, 240])
+def test_another_dataset_is_an_error_and_stays(tmp_path, files, count):
+    raw = put(tmp_path / "raw", {**files, IMAGES: idx(np.ones((count, 28, 28)))})
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match="valid dataset, but not Fashion-MNIST") as error:
+        load_files(tmp_path)
+    assert str(raw / IMAGES) in str(error.value)
+    assert snapshot(tmp_path) == before
+
+
+def test_flipped_byte_is_an_error_that_names_the_file(tmp_path, files):
+    content = bytearray(files[IMAGES])
+    content[500] ^= 1
+    put(tmp_path, {**files, IMAGES: bytes(content), f"{IMAGES}.gz": pack(files[IMAGES])})
+    with pytest.raises(UserError, match=IMAGES):
+        load_files(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: b""])
+def test_damaged_file_is_extracted_again_from_its_archive(tmp_path, files, damage, capsys):
+    raw = put(tmp_path / "FashionMNIST" / "raw", files)
+    put(raw, {IMAGES: damage(files[IMAGES]), f"{IMAGES}.gz": pack(files[IMAGES])})
+    assert load_files(tmp_path) == list(files.values())
+    assert capsys.readouterr().out == (
+        f"{raw / IMAGES} is damaged and is extracted again from its archive\n"
     )
-    with pytest.raises(NoSourceError):
-        load_fashion_mnist(tmp_path, address)
-    kept = {f"{TRAIN_IMAGES}.gz", "train-labels-idx1-ubyte.gz"}
-    assert names(download.raw_folder(tmp_path)) == kept
+    assert (raw / IMAGES).read_bytes() == files[IMAGES]
 
 
-def test_error_names_the_reason_the_archives_and_their_folder(tmp_path, small_files):
-    with pytest.raises(NoSourceError, match="refused") as caught:
-        load_fashion_mnist(tmp_path)
-    archives = (archive for archive, _ in FashionMNIST.resources)
-    for part in (*archives, download.raw_folder(tmp_path)):
-        assert str(part) in str(caught.value)
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_damaged_file_without_a_good_copy_is_an_error(tmp_path, files, ending):
+    raw = put(tmp_path / "raw", {name: files[name] for name in (LABELS, TEST_IMAGES, TEST_LABELS)})
+    content = files[IMAGES] if not ending else pack(files[IMAGES])
+    put(raw, {f"{IMAGES}{ending}": content[:-50]})
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match=f"{IMAGES}{ending}.*remove or replace"):
+        load_files(tmp_path)
+    assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", [TRAIN_IMAGES, "t10k-labels-idx1-ubyte.gz"])
-def test_plain_mnist_is_refused(small_folder, monkeypatch, name):
-    path = download.raw_folder(small_folder) / name
-    path.write_bytes(b"handwritten digits")
-    monkeypatch.setattr(download, "MNIST_MD5", {calculate_md5(path)})
-    with pytest.raises(RunError, match=f"{name} is plain MNIST"):
-        load_fashion_mnist(small_folder)
+def test_incomplete_dataset_is_an_error_that_names_what_is_missing(tmp_path, files):
+    put(tmp_path, {name: files[name] for name in (IMAGES, TEST_IMAGES, TEST_LABELS)})
+    with pytest.raises(UserError, match=f"Put {LABELS}.gz into") as error:
+        load_files(tmp_path)
+    assert not isinstance(error.value, UnavailableError)
+    assert error.value.status == 1
 
 
-def test_leftovers_of_a_killed_process_are_removed_from_an_intact_folder(small_folder):
-    load_fashion_mnist(small_folder)
-    raw = download.raw_folder(small_folder)
-    before = names(raw)
-    (raw / f".{TRAIN_IMAGES}.{UNUSED_PROCESS}.part").write_bytes(b"half a file")
-    load_fashion_mnist(small_folder)
-    assert names(raw) == before
+def test_file_in_place_of_the_folder_is_an_error(tmp_path):
+    (tmp_path / "data").write_text("")
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        load_files(tmp_path / "data")
 
 
-def test_raw_folder_may_be_a_link_to_another_disk(tmp_path, small_folder):
-    raw = small_folder / "FashionMNIST" / "raw"
-    raw.rename(tmp_path / "elsewhere")
-    raw.symlink_to(tmp_path / "elsewhere")
-    (images, _), _ = download.load_fashion_mnist(small_folder)
-    assert len(images) == 240 and raw.is_symlink()
+def test_no_file_and_no_network_says_where_to_put_them(tmp_path):
+    with pytest.raises(UnavailableError) as error:
+        load_files(tmp_path / "new")
+    first, second = str(error.value).splitlines()
+    assert first.startswith(f"Fashion-MNIST is not in {tmp_path / 'new'} and cannot be downloaded")
+    assert "refused" in first
+    assert second.startswith(f"Put {IMAGES}.gz, ")
+    assert not snapshot(tmp_path)
+
+
+@pytest.fixture
+def serve():
+    """Start servers on this machine; each answers with answer(name), or None for an error."""
+    servers = []
+
+    def start(answer) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                content = answer(Path(self.path).name)
+                self.send_response(404 if content is None else 200)
+                self.send_header("Content-Length", str(len(content or b"")))
+                self.end_headers()
+                self.wfile.write(content or b"")
+
+            def log_message(self, *_):
+                """Print nothing."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        server.handle_error = lambda *_: None  # clients that hang up
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def archive_of(files):
+    return lambda name: pack(files[name.removesuffix(".gz")])
+
+
+def test_download_stores_the_archives_for_the_next_time(tmp_path, files, serve, monkeypatch):
+    monkeypatch.setattr(FashionMNIST, "mirrors", [serve(archive_of(files))])
+    assert load_files(tmp_path) == list(files.values())
+    assert {path.name for path in tmp_path.iterdir()} == {"FashionMNIST"}
+    monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    assert load_files(tmp_path) == list(files.values())
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda name: None, lambda name: b"<html>", lambda name: pack(b"other content")]
+)
+def test_second_address_is_tried_if_the_first_fails(tmp_path, files, serve, monkeypatch, answer):
+    monkeypatch.setattr(FashionMNIST, "mirrors", [serve(answer)])
+    monkeypatch.setattr(download, "REPOSITORY", serve(archive_of(files)))
+    assert load_files(tmp_path) == list(files.values())
+
+
+def test_download_completes_a_dataset_and_overwrites_nothing(tmp_path, files, serve, monkeypatch):
+    raw = put(tmp_path / "FashionMNIST" / "raw", {f"{IMAGES}.gz": gzip.compress(files[IMAGES], 1)})
+    before = snapshot(tmp_path)
+    monkeypatch.setattr(FashionMNIST, "mirrors", [serve(archive_of(files))])
+    assert load_files(tmp_path) == list(files.values())
+    assert before.items() <= snapshot(tmp_path).items()
+    assert (raw / f"{LABELS}.gz").exists()
+
+
+def test_hanging_server_ends_after_the_time_limit(tmp_path, serve, monkeypatch):
+    def hang(name):
+        time.sleep(5)
+
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    monkeypatch.setattr(FashionMNIST, "mirrors", [serve(hang)])
+    started = time.perf_counter()
+    with pytest.raises(UnavailableError):
+        load_files(tmp_path)
+    assert time.perf_counter() - started < 4

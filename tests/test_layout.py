@@ -1,101 +1,67 @@
-"""The rules of the project's layout: which module may import which, and what the package names."""
+"""The structure of the project: directions of imports, sizes, and imports without effects."""
 
 import ast
-import graphlib
-import os
-import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
-from models import MODELS
-
-PROJECT = Path(__file__).parent.parent
-PACKAGE = sorted((PROJECT / "fashion").glob("[!_]*.py"))
-ROOT = sorted(PROJECT.glob("*.py"))
-EXPERIMENTS = sorted((PROJECT / "experiments").glob("[!_]*.py"))
-MODULES = {
-    ".".join(path.relative_to(PROJECT).with_suffix("").parts): path
-    for path in (*PACKAGE, *ROOT, *EXPERIMENTS)
-}
-# Options, commands and models, which only the scripts know.
-FOREIGN = re.compile(
-    rf"--[a-z]|\b({'|'.join(path.stem for path in ROOT)})\.py"
-    rf"|(?<![a-z])({'|'.join(MODELS)})(?![a-z])",
-    re.IGNORECASE,
-)
+ROOT = Path(__file__).parents[1]
+CODE = [*ROOT.glob("*.py"), *ROOT.glob("fashion/*.py"), *ROOT.glob("experiments/*.py")]
+SCRIPTS = {"fashionmnist", "kernel_vis", "predict"}
+NETWORKS = {"ffn", "cnn", "models"}
+DRAWING = {"style", "plots", "kernels", "activations", "units", "saliency", "embedding", "report"}
 
 
-def find_imports(path):
-    """Return the modules of this project that a file imports, anywhere in it."""
+def name_of(path: Path) -> str:
+    """Return the name by which a file is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path: Path) -> set[str]:
+    """Return the modules of this project that a file imports."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path.name} imports relatively"
-            # What is imported from a package may be a module.
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-            names.add(node.module)
-    return names & MODULES.keys()
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names & {name_of(each) for each in CODE}
 
 
-IMPORTS = {name: find_imports(path) for name, path in MODULES.items()}
-NETWORKS = {name for name in IMPORTS["models"] if "." not in name}
+def test_no_import_cycles():
+    graph = {name_of(path): imports(path) - {name_of(path), "fashion"} for path in CODE}
+    TopologicalSorter(graph).prepare()  # raises an error for a cycle
 
 
-def rank(module):
-    """Return the level of a module. It may only import modules of lower levels."""
-    if module.startswith("fashion."):
-        return 0
-    if module in NETWORKS:
-        return 1
-    if module == "models":
-        return 2
-    if module.startswith("experiments."):
-        return 5 if "__main__" in MODULES[module].read_text() else 4  # what experiments share
-    return 3
+def test_fashion_imports_no_network_and_no_script():
+    for path in ROOT.glob("fashion/*.py"):
+        assert not imports(path) & (NETWORKS | SCRIPTS), path
 
 
-def test_imports_have_no_cycle():
-    assert len(IMPORTS) == len(MODULES) and any(IMPORTS.values())
-    graphlib.TopologicalSorter(IMPORTS).prepare()  # raises CycleError
+def test_networks_import_nothing_but_their_recipe():
+    for name in ("ffn", "cnn"):
+        assert imports(ROOT / f"{name}.py") == {"fashion.recipe"}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_go_one_way(module):
-    # From the experiments to what they share, the scripts, the table of models, the networks and
-    # the package. No script imports a script.
-    same = rank(module) in (0, 4)  # parts that may import each other
-    wrong = {each for each in IMPORTS[module] if rank(each) + (not same) > rank(module)}
-    assert wrong == set()
+def test_the_core_imports_no_plotting():
+    core = ("recipe", "data", "download", "optim", "device", "evaluation", "runs", "checkpoint")
+    for name in core:
+        used = {each.removeprefix("fashion.") for each in imports(ROOT / "fashion" / f"{name}.py")}
+        assert not used & DRAWING, name
 
 
-def test_networks_are_found():
-    assert {network.__module__ for network in MODELS.values()} == NETWORKS
+def test_no_file_is_longer_than_four_hundred_lines():
+    for path in CODE:
+        assert len(path.read_text().splitlines()) <= 400, path
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.stem)
-def test_package_names_no_option_command_or_model(path):
-    if path.stem == "cli":
-        pytest.skip("declares the options of all scripts")
-    texts = [
-        node.value
-        for node in ast.walk(ast.parse(path.read_bytes()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    assert [match[0] for text in texts for match in FOREIGN.finditer(text)] == []
-
-
-def test_importing_prints_nothing_and_writes_nothing(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", f"import {', '.join(MODULES)}"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
+def test_importing_prints_and_writes_nothing(tmp_path):
+    names = ", ".join(sorted(map(name_of, CODE)))
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {names}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())

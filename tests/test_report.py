@@ -1,143 +1,108 @@
-from types import SimpleNamespace
+import io
+import json
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
+
+from fashion import comparison, report
 
 import pytest
+import torch.nn.functional as F
+from PIL import Image
 
-from fashion import report
-from fashion.comparison import summarize_values
-from fashion.data import CLASS_NAMES
-from fashion.evaluation import Evaluation
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.04, "0.0 s"),
-        (8.44, "8.4 s"),
-        (10, "10 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 0 s"),
-        (125, "2 min 5 s"),
-        (3599.6, "1 h 0 min"),
-        (4200, "1 h 10 min"),
-    ],
-)
-def test_durations_are_easy_to_read(seconds, text):
-    assert report.format_duration(seconds) == text
+FIRST = ("loss.png", "confusion.png", "correct.png", "incorrect.png")
+SERIES = ("comparison.png", "learning_curves.png", "calibration.png", "suspect_labels.png")
+SERIES += ("comparison.json", "suspect_labels.csv", "metrics.json", "report.html")
 
 
-def test_dataset_is_described_by_its_sizes_and_statistics(capsys):
-    dataset = SimpleNamespace(
-        title="Fashion-MNIST",
-        train_indices=range(55_000),
-        validation_indices=range(5_000),
-        test_images=range(10_000),
-        mean=0.28604,
-        std=0.353,
-    )
-    report.print_dataset(dataset)
-    assert capsys.readouterr().out == (
-        "Fashion-MNIST: 55,000 training, 5,000 validation and 10,000 test images; pixel mean "
-        "0.2860, standard deviation 0.3530\n"
-    )
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_bytes())["models"]
 
 
-def test_epoch_is_a_row_below_the_header_with_the_time_left(capsys):
-    row = {
-        "epoch": 3,
-        "train_loss": 0.5,
-        "train_accuracy": 0.8125,
-        "validation_loss": 0.25,
-        "validation_accuracy": 0.90625,
-        "learning_rate": 0.004,
-    }
-    trainer = SimpleNamespace(
-        history=[{}, {}, row],
-        recipe=SimpleNamespace(epochs=10),
-        epoch_seconds=[100.0, 100.0, 2.0],  # two epochs of an earlier, slower process
-    )
-    report.print_epoch_header()
-    report.print_epoch(trainer, resumed_at=2)
-    header, line = capsys.readouterr().out.splitlines()
-    assert " ".join(line.split()) == "3/10 0.5000 0.2500 81.25% 90.62% 4.00e-03 2.0 14 s"
-    # The numbers end where the names of their columns end.
-    for name, value in (("train loss", "0.5000"), ("val acc", "90.62%"), ("seconds", "2.0")):
-        assert header.index(name) + len(name) == line.index(value) + len(value)
+@pytest.fixture(scope="module")
+def several(finished, tiny, tmp_path_factory):
+    """The folder of the results of two runs of each network, with what was printed."""
+    folder, printed = tmp_path_factory.mktemp("several"), io.StringIO()
+    with redirect_stdout(printed):
+        report.write_results(folder, finished, tiny)
+    (folder / "printed.txt").write_text(printed.getvalue())
+    return folder
 
 
-def make_run(flip):
-    """Return what the table of results shows of a run, trained with or without mirror images."""
-    return SimpleNamespace(
-        parameters=567_434,
-        train_seconds=125.0,
-        history=[{"validation_accuracy": 0.90625}],
-        test=Evaluation(0.25, 0.875, [], []),
-        flip_averaged_accuracy=0.9375,
-        seed=3,
-        metadata={"recipe": {"flip": flip}},
-    )
+def test_progress_is_a_row_for_each_epoch_below_the_header(finished, tiny, capsys):
+    run = finished["cnn"][0]
+    row = {"epoch": 3, "train_loss": 0.5, "validation_loss": 0.25, "train_accuracy": 0.8125}
+    row |= {"validation_accuracy": 0.90625, "seconds": 10.0}
+    report.print_start(run, 20, 50)
+    report.print_epoch(replace(run, history=[row] * 3, recipe=replace(run.recipe, epochs=10)))
+    report.print_dataset(tiny)
+    _, start, header, line, dataset = capsys.readouterr().out.splitlines()
+    assert ": 1,000 training, 200 validation and 300 test images; pixel mean 0." in dataset
+    assert start.startswith("CNN, seed 0: 422,250 parameters, 20 steps per epoch with 50 images")
+    assert " ".join(line.split()) == "3/10 0.5000 0.2500 81.25% 90.62% 10.0 1 min 10 s"
+    assert header.index("val acc") + 7 == line.index("90.62%") + 6  # they end below each other
 
 
-def test_results_are_a_row_per_model_and_the_stand_in_is_pointed_out(capsys):
-    run = make_run(flip=True)
-    for name, warning in (("fashion-mnist", []), ("synthetic", ["nothing about Fashion-MNIST."])):
-        dataset = SimpleNamespace(name=name, title="some images")
-        report.print_results(dataset, {"ffn": run, "third": run})
-        title, header, *rows = capsys.readouterr().out.strip().splitlines()
-        assert title == "Results on some images, seed 3"
-        assert " ".join(rows[0].split()) == "FFN 567,434 2 min 5 s 90.62% 87.50% 93.75%"
-        assert rows[1].startswith("THIRD ")
-        assert len(header) == len(rows[0]) == len(rows[1])
-        assert rows[2].endswith("averaged over each image and its mirror image")
-        assert [line[-len(warning[0]) :] for line in rows[3:]] == warning
+def test_first_network_can_be_looked_at_while_others_train(tmp_path, finished, tiny):
+    perfect = finished["cnn"][0].logits | {"test": 20 * F.one_hot(tiny.test_labels, 10).float()}
+    report.write_network(tmp_path, replace(finished["cnn"][0], logits=perfect), tiny)
+    files = {f"cnn_{kind}" for kind in FIRST} | {"cnn.safetensors", "metrics.json", "report.html"}
+    assert {path.name for path in tmp_path.iterdir()} == files
+    images = [Image.open(tmp_path / f"cnn_{kind}") for kind in FIRST]
+    assert images[2].height > 1000 > 200 > images[3].height  # no errors are shown
+    source = f"CNN on {tiny.title}, seed 0: 100.00% test accuracy"
+    assert [image.info["Source"] for image in images] == [source] * 4
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img") == 4 and "Pictures of networks" not in page
 
 
-def test_models_trained_without_mirror_images_are_named(capsys):
-    run = make_run(flip=False)
-    dataset = SimpleNamespace(name="fashion-mnist", title="some images")
-    report.print_results(dataset, {"ffn": run})
-    assert "(FFN trained without mirror images)" in capsys.readouterr().out
+def test_metrics_are_those_of_the_predictions(several, finished, tiny):
+    truth = tiny.test_labels
+    for name, runs in finished.items():
+        entry, run = metrics(several)[name], runs[0]
+        right = [int((each.logits["test"].argmax(1) == truth).sum()) for each in runs]
+        assert [each["test_accuracy"] for each in entry["runs"]] == [n / 300 for n in right]
+        assert entry["seed"] == 0 and entry["test_accuracy"] == right[0] / 300
+        assert entry["dataset"] == tiny.title and entry["recipe"] == asdict(run.recipe)
+        assert entry["history"] == run.history and entry["environment"] == run.environment
+        matrix, predicted = entry["confusion_matrix"], run.probabilities.argmax(1)
+        assert matrix[6][0] == int(((truth == 6) & (predicted == 0)).sum())
+        assert entry["test_accuracy_by_class"][6] == pytest.approx(matrix[6][6] / sum(matrix[6]))
+        chosen = run.probabilities[range(300), truth]
+        assert entry["test_loss"] == pytest.approx(-chosen.log().mean().item(), rel=1e-4)
+    assert metrics(several)["cnn"]["parameters"] == 422_250
 
 
-def test_comparison_shows_any_number_of_models(capsys):
-    accuracy, score = summarize_values([0.8, 0.9]), summarize_values([0.25, 0.5])
-    model = {
-        "test_accuracy": accuracy,
-        "flip_averaged_accuracy": accuracy,
-        "ensemble_accuracy": 0.9,
-        "expected_calibration_error": summarize_values([0.01, 0.02]),
-        "parameters": 1234,
-        "multiply_accumulates": 56789,
-        "train_seconds": summarize_values([120.0, 130.0]),
-        "latency_seconds": {"1": 0.001, "1000": 0.25},
-        "seeds_needed": {"0.001": 17},
-        "by_class": {
-            name: dict.fromkeys(("precision", "recall", "f1"), score) for name in CLASS_NAMES
-        },
-    }
-    mcnemar = {"first": "b", "second": "a", "seed": 4, "p_value": 0.5}
-    difference = {
-        "of": "a - b",
-        "test_accuracy": summarize_values([0.01, 0.02]),
-        "mcnemar_of_first_seed": mcnemar | {"only_first_correct": 8, "only_second_correct": 9},
-    }
-    report.print_comparison(
-        {
-            "seeds": [4, 5],
-            "dataset": "some images",
-            "models": dict.fromkeys(("a", "b", "c"), model),
-            "differences": [difference] * 3,
-        }
-    )
-    printed = capsys.readouterr().out
-    assert "Seeds 4, 5 on some images" in printed
-    for name in "ABC":
-        assert f"{name}: test accuracy 80.00% 90.00%\n  mean 85.00%, standard dev" in printed
-    assert printed.count("1.0 ms for 1 image, 250.0 ms for 1000 images") == 3
-    assert printed.count("0.1 points: 17") == 3
-    assert printed.count("A - B: +1.50 points (") == 3
-    assert "on seed 4: 8 images classified correctly only by B, 9 only by A, p = 0.5" in printed
-    header, *rows = printed.splitlines()[-11:]
-    assert [row[:11].strip() for row in rows] == list(CLASS_NAMES)
-    # Student's t for 1 degree of freedom is 12.7; the standard error is 12.5 points.
-    assert all(row[11:].split() == ["37.5", "±", "158.8"] * 9 for row in rows)
-    assert header[11:].split()[:18:2] == ["A"] * 3 + ["B"] * 3 + ["C"] * 3
+def test_several_seeds_are_compared_in_files_and_sentences(several, finished, tiny):
+    out = (several / "printed.txt").read_text()
+    title, head, *table = out[out.index("Results on") :].split("\n\n")[0].splitlines()
+    assert title == f"Results on {tiny.title}, seeds 0, 1: mean ± standard deviation"
+    assert head.split() == ["FFN", "CNN"] and len({len(line) for line in table}) == 1
+    compared = json.loads((several / "comparison.json").read_bytes())
+    cnn = compared["models"]["cnn"]["test_accuracy"]
+    assert f"{cnn['mean']:.2%} ± {cnn['std']:.2%}" in table[3]
+    (difference,) = compared["differences"]
+    test, mcnemar = difference["test_accuracy"], difference["mcnemar_of_first_seed"]
+    ends = " to ".join(f"{100 * end:+.2f}" for end in test["ci95"])
+    points = f"{100 * test['mean']:+.2f} points (95% interval over seeds: {ends})"
+    assert f"Test accuracy of CNN minus that of FFN: {points}." in out
+    counts = [mcnemar[f"only_{each}_correct"] for each in ("second", "first")]
+    assert "only CNN classifies {} images correctly, and only FFN {} (".format(*counts) in out
+    written = {path.name for path in several.iterdir()} - {"printed.txt"}
+    assert written == set(SERIES)
+    assert all(f"  {several / name}\n" in out for name in (*written, "ffn.safetensors"))
+    rows = (several / "suspect_labels.csv").read_text().splitlines()
+    suspects = comparison.find_suspects([*finished["ffn"], *finished["cnn"]], tiny)
+    assert rows[0].startswith("part,image,label,") and len(rows) == 1 + len(suspects) > 1
+    assert rows[1].startswith(f"{suspects[0].part},{suspects[0].image},{suspects[0].label},")
+
+
+def test_one_network_keeps_the_others_and_replaces_only_its_own(tmp_path, finished, tiny, capsys):
+    for name, (run, _) in finished.items():
+        report.write_results(tmp_path, {name: [run]}, tiny, tmp_path / "my data")
+    report.write_results(tmp_path, {"ffn": finished["ffn"][1:]}, tiny)
+    seeds = {name: entry["seed"] for name, entry in metrics(tmp_path).items()}
+    assert seeds == {"ffn": 1, "cnn": 0}
+    assert len(list(tmp_path.iterdir())) == 2  # nothing to compare
+    out = capsys.readouterr().out
+    assert f"Results on {tiny.title}, seed 1\n" in out and "±" not in out and "points" not in out
+    assert f"kernel_vis.py --checkpoint {tmp_path} --out {tmp_path} --data-dir '" in out

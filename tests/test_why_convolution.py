@@ -1,169 +1,133 @@
 import json
+import sys
 from dataclasses import replace
+from itertools import product
 
-import numpy as np
+from fashion import script
+from fashion.evaluation import accuracy, predict
+from fashion.style import colour
+
 import pytest
 import torch
-from matplotlib.figure import Figure
 
+from experiments import shared
 from experiments import why_convolution as why
 from experiments.distortions import DISTORTIONS
-from fashion import cli
-from fashion.checkpoint import load_tensors
-from fashion.comparison import count_multiply_accumulates
-from fashion.data import FASHION_MNIST, load_dataset
-from fashion.layers import count_parameters
 from models import MODELS
 
-SMALL = {"ffn": {"widths": (32, 24, 16, 12)}, "cnn": {"channels": (2, 2, 2), "widths": (16, 12)}}
-RESIZED = tuple(replace(each, arguments=SMALL[each.model]) for each in why.RESIZED)
+SMALL = {"ffn": {"widths": (32, 16)}, "cnn": {"channels": (4, 4, 4), "widths": (16,)}}
 
 
-def run(*arguments):
-    return cli.run(why.parse_arguments, why.main, [str(each) for each in arguments])
-
-
-@pytest.fixture
-def small_experiment(monkeypatch, small_folder, tmp_path):
-    """Run the whole experiment in seconds; returns its folder and the result."""
-    for name, network in MODELS.items():
-        recipe = replace(network.quick_recipe, model=SMALL[name], epochs=2, batch_size=32)
-        monkeypatch.setattr(network, "quick_recipe", recipe)
-    monkeypatch.setattr(why, "RESIZED", RESIZED)
-    sizes = (50, 110)
-    monkeypatch.setattr(why, "TRAINING_SIZES", sizes)
-    reduced = {
-        (name, size): why.Variant(name, f"{size}-images", images=size)
-        for name in why.WHOLE
-        for size in sizes
-    }
-    monkeypatch.setattr(why, "REDUCED", reduced)
-
-    def start(*arguments):
-        out = tmp_path / "why"
-        assert run("--data-dir", small_folder, "--out", out, *arguments) == 0
-        out = out / "quick" if "--quick" in arguments else out
-        return out, json.loads((out / "why_convolution.json").read_text())
-
-    return start
-
-
-def test_every_number_follows_from_saved_predictions(small_experiment, small_folder, capsys):
-    out, result = small_experiment("--seeds", 2)
-    printed = capsys.readouterr().out
-    labels = load_dataset(FASHION_MNIST, small_folder).test_labels
-
-    def accuracy(name):
-        values = []
-        for seed in range(2):
-            logits, _ = load_tensors(out / "runs" / f"{name}-seed{seed}.logits.safetensors")
-            correct = logits["test_logits"].argmax(1) == labels
-            values.append(correct.float().mean().item())
-        return pytest.approx(values)
-
-    assert result["seeds"] == [0, 1] and result["training_images"] == 220
-    for name in ("ffn", "cnn"):
-        locality = result["locality"][name]
-        assert locality["original"]["values"] == accuracy(name)
-        assert locality["permuted"]["values"] == accuracy(f"{name}-permuted")
-        values = [row["values"] for row in result["data"][name]]
-        assert values == [
-            accuracy(f"{name}-50-images"),
-            accuracy(f"{name}-110-images"),
-            accuracy(name),
-        ]
-        for each in DISTORTIONS:
-            measured = result["robustness"][each.name][name]
-            for seed in range(2):
-                path = out / "runs" / f"{name}-seed{seed}.distorted.safetensors"
-                predictions = load_tensors(path)[0][each.name]
-                assert predictions.shape == (len(each.levels), len(labels))
-                expected = (predictions == labels).float().mean(1).tolist()
-                assert [row["values"][seed] for row in measured] == pytest.approx(expected)
-            neutral = list(each.levels).index(each.neutral)
-            assert measured[neutral]["values"] == accuracy(name)
-    lead = np.subtract(*(result["locality"][name]["permuted"]["values"] for name in ("cnn", "ffn")))
-    assert result["locality"]["lead_permuted"]["values"] == pytest.approx(lead.tolist())
-    for variant in (*why.WHOLE.values(), *RESIZED):
-        row = result["size"][variant.name]
-        assert row["accuracy"]["values"] == accuracy(variant.name)
-        assert f"{row['parameters']:,} parameters" in printed
-    for name in ("robustness", "why_convolution"):
-        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_finished_trainings_and_predictions_are_not_repeated(small_experiment, monkeypatch, capsys):
-    monkeypatch.setattr(why, "QUICK_IMAGES", 120)
-    out, first = small_experiment("--quick")
-    assert out.name == "quick" and first["seeds"] == [0] and first["training_images"] == 120
-    assert first["locality"]["lead_original"]["std"] is None
-    assert capsys.readouterr().out.count("seed 0:") == len(why.WHOLE) * 4 + len(RESIZED)
-
-    def fail(*_):
-        raise AssertionError("done again")
-
-    for name in ("score", "predict_logits"):
-        monkeypatch.setattr(why, name, fail)
-    for name in ("draw_robustness", "draw_causes"):
-        monkeypatch.setattr(why, name, lambda *_: Figure())
-    assert small_experiment("--quick") == (out, first)
-
-
-def test_three_seeds_are_the_default_and_one_with_quick():
-    assert why.parse_arguments([]).seeds == 3 and why.parse_arguments(["--quick"]).seeds == 1
-    assert why.parse_arguments(["--quick", "--seeds", "4"]).seeds == 4
+def summary(mean):
+    return {"mean": mean, "std": None}
 
 
 def test_permutation_is_the_same_for_all_images_and_loses_nothing():
-    images = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
-    permuted = why.permute(images)
-    numbers = why.permute(torch.arange(784).view(1, 28, 28)).flatten()
-    assert numbers.sort().values.equal(torch.arange(784)) and not numbers.equal(torch.arange(784))
-    assert permuted.flatten(1).equal(images.flatten(1)[:, numbers])
-    neighbours = (numbers.view(28, 28)[:, 1:] - numbers.view(28, 28)[:, :-1]).abs() == 1
-    assert neighbours.float().mean() < 0.05
+    order = why.permute(torch.arange(784).view(1, 28, 28)).flatten()
+    images = torch.randint(0, 256, (5, 28, 28)).byte()
+    assert why.permute(images).flatten(1).equal(images.flatten(1)[:, order])
+    assert order.sort().values.equal(torch.arange(784))
 
 
-def test_variants_change_the_images_and_nothing_else(tiny_dataset):
-    permuted = why.change_dataset(tiny_dataset, why.PERMUTED["cnn"], 0)
-    assert permuted.images.equal(why.permute(tiny_dataset.images))
-    assert permuted.test_images.equal(why.permute(tiny_dataset.test_images))
-    assert permuted.labels.equal(tiny_dataset.labels)
-    variant = why.Variant("cnn", images=50)
-    few, others = (why.change_dataset(tiny_dataset, variant, seed) for seed in (0, 1))
-    assert len(few.train_indices.unique()) == 50
-    assert set(few.train_indices.bincount().tolist()) == {0, len(tiny_dataset.train_indices) // 50}
-    assert set(few.train_indices.tolist()) <= set(tiny_dataset.train_indices.tolist())
-    assert not few.train_indices.equal(others.train_indices)
-    assert few.mean != tiny_dataset.mean
-    assert few.validation_indices.equal(tiny_dataset.validation_indices)
+def test_fewer_images_are_chosen_by_the_seed_and_repeated_to_as_many_steps(tiny):
+    few, others = (why.fewer(tiny, 50, seed) for seed in (0, 1))
+    assert len(few.train) == len(tiny.train) and set(few.train.tolist()) <= set(tiny.train.tolist())
+    assert set(few.train.bincount().tolist()) == {0, len(tiny.train) // 50}
+    assert set(few.train.tolist()) != set(others.train.tolist())
+    pixels = tiny.images[few.train].double() / 255
+    assert (few.mean, few.std) == pytest.approx((pixels.mean().item(), pixels.std().item()), 1e-4)
 
 
 def test_resized_networks_match_the_other_network():
-    sizes = {
-        each.name: (count_parameters(model), count_multiply_accumulates(model))
-        for each in (*why.WHOLE.values(), *why.RESIZED)
-        for model in [MODELS[each.model](**each.arguments)]
-    }
-    for name, other, which in (
-        ("ffn-parameters-of-cnn", "cnn", 0),
-        ("ffn-operations-of-cnn", "cnn", 1),
-        ("cnn-operations-of-ffn", "ffn", 1),
+    def costs(name, **model):
+        network = MODELS[name].network(**model)
+        return sum(p.numel() for p in network.parameters()), why.count_multiply_accumulates(network)
+
+    for (name, _, model), other, key in zip(
+        why.RESIZED, ("cnn", "cnn", "ffn"), (0, 1, 1), strict=True
     ):
-        assert sizes[name][which] == pytest.approx(sizes[other][which], rel=0.02)
+        assert costs(name, **model)[key] == pytest.approx(costs(other)[key], rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "expected"),
-    [(0.8, 1000), (0.85, 10**3.5), (0.9, 10_000), (0.7, None), (0.95, None)],
-)
-def test_images_needed_are_interpolated_on_the_logarithmic_axis(accuracy, expected):
-    needed = why.images_needed([100, 1000, 10_000], [0.7, 0.8, 0.9], accuracy)
-    assert needed == (expected and pytest.approx(expected))
+def test_experiment_trains_all_alike_and_reports_what_the_networks_reach(
+    tiny, tmp_path, monkeypatch
+):
+    def train_one(name, seed, dataset, folder, **model):
+        run = train(name, seed, dataset, folder, **SMALL[name], **model)
+        runs.append((run, dataset))
+        return run
+
+    train, runs = why.train_one, []
+    monkeypatch.setattr(shared, "load", lambda *_: tiny)
+    monkeypatch.setattr(why, "train_one", train_one)
+    monkeypatch.setattr(why, "SIZES", (60, 5000))
+    monkeypatch.setattr(why, "save_figure", lambda _, path: path)
+    monkeypatch.setattr(why, "RESIZED", [("cnn", "other", {"padding": (1, 1, 1)})])
+    monkeypatch.setattr(why, "RECIPE", replace(why.RECIPE, epochs=1))
+    monkeypatch.setattr(sys, "argv", ["why", "--device=cpu", "--seeds=1", f"--out={tmp_path}"])
+    assert script.run(why.main) == 0
+    result = json.loads((tmp_path / "why_convolution" / "why_convolution.json").read_text())
+    assert [run.recipe.learning_rate for run, _ in runs] == [0.02] * 3 + [0.03] * 4
+    assert {len(dataset.train) for _, dataset in runs} == {len(tiny.train)}
+    for _, dataset in (runs[1], runs[4]):
+        assert dataset.images.equal(why.permute(tiny.images))
+        assert dataset.test_images.equal(why.permute(tiny.test_images))
+
+    reached = [accuracy(run.logits["test"], tiny.test_labels) for run, _ in runs]
+    keys = [*product(why.NAMES, ("as it is", "permuted pixels", "60 images")), ("cnn", "other")]
+    expected = dict(zip(keys, reached, strict=True))
+    rows = ((name, *row) for name, part in result["accuracy"].items() for row in part.items())
+    assert {(name, text): summary["mean"] for name, text, summary in rows} == expected
+    assert result["images"] == {"60 images": 60, "as it is": 1000}
+    sizes = {(row["network"], row["text"]): row["accuracy"]["mean"] for row in result["size"]}
+    assert sizes == {key: expected[key] for key in (keys[0], keys[3], keys[6])}
+    dark = DISTORTIONS["contrast"][2](tiny.test_images, 0.15)
+    logits = predict(runs[3][0].model, dark, tiny.mean, tiny.std)
+    level = result["robustness"]["contrast"]["cnn"]["0.15"]
+    assert level["mean"] == accuracy(logits, tiny.test_labels)
 
 
-def test_all_networks_are_trained_for_the_same_number_of_steps(tiny_dataset):
-    variants = [why.WHOLE["cnn"], why.PERMUTED["cnn"], why.Variant("cnn", "70-images", images=70)]
-    trainers = [why.make_trainer(each, tiny_dataset, 0) for each in variants]
-    assert len({trainer.total_steps for trainer in trainers}) == 1
-    assert not any(trainer.recipe.freeze for trainer in trainers)
+def test_figure_of_the_causes_shows_each_number_with_its_network(tiny):
+    texts = ("as it is", "permuted pixels", "100 images")
+    means = {"ffn": (0.8, 0.82, 0.7), "cnn": (0.9, 0.6, 0.75)}
+    costs = {"parameters": 1_500_000, "multiply_accumulates": 20_000}
+    sizes = [("ffn", "a", 0.8), ("cnn", "b", 0.9), ("cnn", "c", 0.7)]
+    result = {
+        "accuracy": {n: dict(zip(texts, map(summary, means[n]), strict=True)) for n in means},
+        "images": {"100 images": 100, "as it is": 1000},
+        "size": [{"network": n, "text": t, "accuracy": summary(m), **costs} for n, t, m in sizes],
+    }
+    locality, data, sizes = why.draw_causes(result, tiny).axes
+
+    def points(axes):
+        return {bar.get_label(): bar[0].get_xydata().tolist() for bar in axes.containers}
+
+    assert points(locality) == {"FFN": [[0, 0.8], [1, 0.82]], "CNN": [[0, 0.9], [1, 0.6]]}
+    assert points(data) == {"FFN": [[100, 0.7], [1000, 0.8]], "CNN": [[100, 0.75], [1000, 0.9]]}
+    boot = tiny.test_images[(tiny.test_labels == 9).nonzero()[0]]
+    for inset, image in zip(locality.child_axes, (boot, why.permute(boot)), strict=True):
+        assert (inset.images[0].get_array() == image[0].numpy()).all()
+    assert [text.get_text() for text in locality.get_xticklabels()] == list(texts[:2])
+    labels = [text.get_text() for text in sizes.get_yticklabels()]
+    names = ("CNN, c: 70.0%", "FFN, a: 80.0%", "CNN, b: 90.0%")
+    assert labels == [f"{name}\n1.50 M parameters, 0.02 M MACs" for name in names]
+    shown = [(bar[0].get_xdata()[0], bar[0].get_color()) for bar in sizes.containers]
+    assert shown == [(0.7, colour("cnn")), (0.8, colour("ffn")), (0.9, colour("cnn"))]
+
+
+def test_figure_of_robustness_shows_each_level_with_its_example(tiny):
+    first = {"ffn": 0.1, "cnn": 0.5}  # in the first panel; each of the others has 0.05 more
+    result = {
+        kind: {n: {f"{x:g}": summary(first[n] + i / 20) for x in levels} for n in first}
+        for i, (kind, (_, levels, _)) in enumerate(DISTORTIONS.items())
+    }
+    axes = why.draw_robustness({"robustness": result}, tiny).axes
+    sample = tiny.test_images[tiny.test_labels == 9][:1]
+    for number, (kind, (unit, levels, apply)) in enumerate(DISTORTIONS.items()):
+        assert axes[number].get_title() == f"{kind.capitalize()}: {unit}"
+        lines = {bar.get_label(): bar[0].get_ydata()[-1] for bar in axes[number].containers}
+        assert lines == {"FFN": 0.1 + number / 20, "CNN": 0.5 + number / 20}
+        ticks = [text.get_text() for text in axes[number].get_xticklabels()]
+        assert ticks == [f"{level:g}" for level in levels]
+        for inset, level in zip(axes[number].child_axes, levels, strict=True):
+            assert (inset.images[0].get_array() == apply(sample, level)[0].numpy()).all()

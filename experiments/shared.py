@@ -1,0 +1,34 @@
+"""What the experiments share."""
+
+import argparse
+from typing import Any
+
+from fashion.data import Dataset, load
+from fashion.device import DEVICES, choose_device, keep_memory
+from fashion.report import print_dataset
+from fashion.script import Parser, add_folders, make_folder, number
+
+
+def start(
+    parser: Parser, folder: str, quick_images: int | None = None
+) -> tuple[argparse.Namespace, Dataset]:
+    """Parse the command line and return it with the dataset; results go to a subfolder of --out."""
+    add_folders(parser, f"the results, which go to its subfolder {folder}")
+    text = "trainings of each kind, with the seeds 0 to N - 1 (3)"
+    parser.add_argument("--seeds", type=number(int, 1), default=3, metavar="N", help=text)
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="default: a GPU if any")
+    args = parser.parse_args()
+    quick = getattr(args, "quick", False)
+    args.out /= f"{folder}/quick" if quick else folder
+    keep_memory()
+    device = choose_device(args.device)
+    make_folder(args.out / "runs")
+    dataset = load(args.data_dir, quick_images if quick else None).to(device)
+    print_dataset(dataset)
+    return args, dataset
+
+
+def percent(summary: dict[str, Any], sign: str = "") -> str:
+    """Return mean and standard deviation in percent, see comparison.summarize_values."""
+    spread = f" ± {100 * summary['std']:.2f}" if summary["std"] is not None else ""
+    return f"{100 * summary['mean']:{sign}.2f}{spread}"

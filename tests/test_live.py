@@ -1,0 +1,131 @@
+"""live.html, which is opened where there is a chromium."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+from fashion import live
+from fashion.data import normalize
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import nn
+
+MARKUP = "</script><b id=injected>"
+OPTIONS = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-sync --dump-dom"
+ACTIONS = """
+const act = (id, change) => { change(byId(id)); draw(); return Array.from(picture); };
+const shown = { check: byId("check").textContent, injected: byId("injected") };
+choose(2);
+act("right", slider => { slider.value = 4; slider.dispatchEvent(new Event("input")); });
+shown.answers = Array.from(document.querySelectorAll("tbody tr"), row => row.innerText);
+for (const setting of SETTINGS)
+  shown[setting] = act("picture", () => choose(2, new URLSearchParams(setting)));
+document.querySelector("[value=erase]").click();
+choose(2);
+const { left, top, width } = byId("picture").getBoundingClientRect();
+const move = (x, y) => new PointerEvent("pointermove", { buttons: 1, clientX: x, clientY: y });
+for (const share of [0.4, 0.6]) shown.erased = act("picture", canvas =>
+  canvas.dispatchEvent(move(left + share * width, top + width / 2)));
+shown.reset = act("reset", button => button.click());
+point(insides[1], insides[1].views[1], 3, 10, 12);
+shown.lens = insides[1].lens.innerText;
+document.body.replaceChildren(JSON.stringify(shown));
+"""
+SETTINGS = {
+    "right=-2&down=3": lambda image: np.pad(image, ((3, 0), (0, 2)))[:28, 2:],
+    "rotation=90&contrast=50": lambda image: np.rot90(image, -1) / 2,
+    "blur=1.5": lambda image: gaussian_filter(image, 1.5, mode="constant", truncate=9),
+}
+
+
+class Unusual(nn.Sequential):
+    """Layers that the page knows and the CNN lacks, and optionally a skip that it does not."""
+
+    def __init__(self, skip=0.0):
+        super().__init__(
+            *(nn.Conv2d(1, 6, (5, 3), stride=(2, 1), padding=(3, 0)), nn.SiLU(), nn.GELU()),
+            *(nn.AvgPool2d(3, 2, 1), nn.LeakyReLU(0.2), nn.Dropout(), nn.Tanh()),
+            *(nn.Sequential(nn.Conv2d(6, 7, 3, padding="same"), nn.ELU(0.7)),),
+            *(nn.MaxPool2d(3, (1, 2), 1), nn.Linear(392, 9), nn.BatchNorm1d(9), nn.Sigmoid()),
+            nn.Linear(9, 10),
+        )
+        self.skip = skip
+
+    def forward(self, images):
+        values = images
+        for layer in self:
+            values = layer(values.flatten(1) if isinstance(layer, nn.Linear) else values)
+        return values + self.skip * images.mean()
+
+
+def content(path):
+    return json.loads(re.search(r'id="data">(.*)</script>', path.read_text())[1])
+
+
+def test_choice(networks, tiny):
+    chosen = live.choose(networks, tiny)
+    assert tiny.test_labels[chosen].tolist() == [label for label in range(10) for _ in range(4)]
+    assert len(chosen.unique()) == 40
+    ffn, cnn = (network.logits(tiny.test_images).argmax(1) for network in networks.values())
+    disagree = torch.bincount(tiny.test_labels[ffn != cnn], minlength=10).clamp(max=2)
+    assert ((ffn != cnn)[chosen].view(10, 4).sum(1) == disagree).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), None),
+        (Unusual(skip=1.0), "forward"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Softplus()), "Softplus"),
+        (nn.Sequential(nn.MaxPool2d(3, ceil_mode=True), nn.Flatten(), nn.Linear(100, 10)), "ceil"),
+    ],
+)
+def test_layers(model, reason, networks, tiny, tmp_path):
+    network = replace(networks["cnn"], name="mine", model=model.eval())
+    lines = live.write(tmp_path / "live.html", {**networks, "mine": network}, tiny)
+    data = content(tmp_path / "live.html")
+    assert len(data["networks"]) == (2 if reason else 3)
+    assert data["omitted"] == lines
+    assert not lines if reason is None else "MINE" in lines[0] and reason in lines[0]
+
+
+def test_page(networks, tiny, tmp_path):
+    if not (chromium := shutil.which("chromium")):
+        pytest.skip("needs chromium")
+    unusual = replace(networks["cnn"], name=MARKUP, model=Unusual().eval())
+    page, profile = tmp_path / "live.html", tmp_path / "profile"
+    assert live.write(page, {**networks, MARKUP: unusual}, tiny) == []
+    image = tiny.test_images[content(page)["indices"][2]]
+    script = f"<script>{{ const SETTINGS = {json.dumps(list(SETTINGS))}; {ACTIONS} }}</script>"
+    page.write_text(page.read_text().replace("</html>", script))
+    command = [chromium, *OPTIONS.split(), f"--user-data-dir={profile}", f"{page.as_uri()}#check"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    body = re.search(r"<body>(.*)</body>", result.stdout, re.DOTALL)[1]
+    shown = json.loads(html.unescape(body))
+    pattern = r"largest difference (\S+), 40 images, (\S+) ms per image"
+    difference, milliseconds = re.fullmatch(pattern, shown["check"]).groups()
+    assert float(difference) < 2e-5
+    assert float(milliseconds) < 300  # some 15 on two slow cores that do nothing else
+    assert shown["injected"] is None
+    shifted = nn.functional.pad(image, (4, 0))[None, :, :28]
+    expected = [100 * network.probabilities(shifted)[0] for network in networks.values()]
+    percentages = [re.findall(r"(\d+)\s%", row)[:2] for row in shown["answers"]]
+    assert np.abs(np.array(percentages, float) - torch.stack(expected, 1).numpy()).max() < 1
+    for setting, change in SETTINGS.items():
+        expected = change(image.numpy().astype(float))
+        assert np.abs(np.reshape(shown[setting], (28, 28)) - expected).max() < 1, setting
+    erased = np.reshape(shown["erased"], (28, 28))
+    assert (erased[13:15, 11:17] == 0).all()
+    assert (erased[:10] == image[:10].numpy()).all()
+    assert shown["reset"] == image.flatten().tolist()
+    inputs = normalize(image[None], networks["cnn"].mean, networks["cnn"].std)
+    value = networks["cnn"].model.blocks[0][0](inputs)[0, 3, 10, 12].item()
+    numbers = [float(n) for n in re.findall(r"-?\d+\.\d+", shown["lens"].replace("−", "-"))]
+    assert numbers[18] == pytest.approx(value, abs=0.01)
+    assert np.dot(numbers[:9], numbers[9:18]) == pytest.approx(value, abs=0.3)  # rounded factors

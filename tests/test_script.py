@@ -1,0 +1,130 @@
+"""What the scripts share: errors become one line and an exit status."""
+
+import argparse
+import os
+import subprocess
+import sys
+
+from fashion import script
+from fashion.script import UserError
+
+import pytest
+import torch
+
+
+def raise_(error):
+    def main():
+        raise error
+
+    return main
+
+
+ERRORS = [
+    (UserError("wrong\nDo this"), 2, "error: wrong\nDo this\n"),
+    (UserError("no network", 1), 1, "error: no network\n"),
+    (OSError(28, "No space left on device", "out/a.png"), 1, "out/a.png: No space left on device"),
+    (MemoryError(), 1, "out of memory; try a smaller --batch-size, such as 128"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried"), 1, "try a smaller --batch-size"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "try a smaller --batch-size"),
+    (KeyboardInterrupt(), 130, "interrupted; it continues"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "text"), ERRORS)
+def test_errors_become_a_line_and_an_exit_status(error, status, text, capsys):
+    assert script.run(raise_(error), "; it continues") == status
+    captured = capsys.readouterr()
+    assert text in captured.err
+    assert not captured.out
+
+
+def test_other_errors_are_bugs_and_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="shape"):
+        script.run(raise_(RuntimeError("shape mismatch")))
+
+
+def test_success_is_zero(capsys):
+    assert script.run(lambda: print("done")) == 0
+    assert capsys.readouterr().out == "done\n"
+
+
+def test_control_characters_do_not_reach_the_terminal(capsys):
+    script.run(raise_(UserError("no file \x1b[31mred\x9b\r.png")))
+    assert "no file \\x1b[31mred\\x9b\\r.png" in capsys.readouterr().err
+    assert script.printable("T-Shirt aus Köln 衬衫 👕") == "T-Shirt aus Köln 衬衫 👕"
+
+
+def test_parser_reports_mistakes_in_one_line_and_takes_no_abbreviations():
+    parser = script.Parser("test", prog="test.py")
+    parser.add_argument("--epochs", type=script.number(int, 1))
+    for arguments in (["--epochs", "x"], ["--epo", "3"], ["--epochs", "0"], ["--unknown"]):
+        with pytest.raises(UserError, match=r"see python test.py --help$"):
+            parser.parse_args(arguments)
+    assert parser.parse_args(["--epochs", "3"]).epochs == 3
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "11", "x", ""])
+def test_number_rejects_what_is_no_number_in_the_range(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a number from 0 to 10, got"):
+        script.number(float, 0, 10)(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.9, "9.9 s"),
+        (59.6, "1 min 0 s"),
+        (125, "2 min 5 s"),
+        (4210, "1 h 10 min"),
+    ],
+)
+def test_duration(seconds, text):
+    assert script.duration(seconds) == text
+
+
+def test_folder_that_cannot_be_made_is_a_mistake(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--out"):
+        script.make_folder(tmp_path / "file" / "folder")
+
+
+PRINT = "from fashion.script import run; run(lambda: [print('x' * 80) for _ in range(9999)])"
+
+
+def test_reader_that_closes_the_pipe_is_no_error():
+    command = f'{sys.executable} -W error -c "{PRINT}" | head -1'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout == "x" * 80 + "\n"
+    assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "77"}, "77"),
+        ({"OMP_WAIT_POLICY": "active"}, "None"),
+    ],
+)
+@pytest.mark.parametrize(
+    "module", ["fashionmnist", "predict", "kernel_vis", "experiments.ablation"]
+)
+def test_waiting_threads_are_set_before_torch_is_loaded(given, expected, module):
+    code = f"""
+import builtins, os, sys
+original = builtins.__import__
+def check(name, *rest, **keywords):
+    if name == "torch" and "torch" not in sys.modules:
+        print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("MPLBACKEND"))
+        sys.exit()
+    return original(name, *rest, **keywords)
+builtins.__import__ = check
+import {module}
+"""
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT",)}
+    environment |= {"MPLBACKEND": "module://a_notebook.backend", **given}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{expected} None\n"
