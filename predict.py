@@ -11,6 +11,7 @@ import argparse
 import glob
 import io
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ import torch
 from models import MODELS
 
 READABLE = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-SUFFIXES = (*READABLE, ".heic", ".heif", ".avif")  # the others are reported, not ignored silently
+PHONES = (".heic", ".heif", ".avif")  # formats that phones write and Pillow cannot read everywhere
 CONFIDENT = 0.6  # a highest probability below this value is reported as uncertain
 MAX_ROWS = 10  # of prediction.png; more would be too small to read
 
@@ -61,12 +62,14 @@ def main() -> None:
 
 def find_pictures(argument: str) -> list[str]:
     """Return the pictures in a folder or of a pattern; else, the argument itself."""
-    files = []
-    if (path := Path(argument)).is_dir():
-        files = [str(file) for file in path.iterdir() if file.name[0] != "."]
+    files: list[str] = []
+    if os.path.isdir(argument):  # noqa: PTH112, Path.is_dir fails if a name is too long
+        files = [str(file) for file in Path(argument).iterdir() if file.name[0] != "."]
     elif set("*?") & set(argument):  # the shell of Windows leaves patterns to the program
         files = glob.glob(argument)  # noqa: PTH207, the pattern may be absolute
-    return sorted(file for file in files if file.lower().endswith(SUFFIXES)) or [argument]
+    for file in sorted(file for file in files if file.lower().endswith(PHONES)):
+        print(one_line(f"{file} is left out; export it as JPEG"), file=sys.stderr)
+    return sorted(file for file in files if file.lower().endswith(READABLE)) or [argument]
 
 
 def classify(name: str, networks: Mapping[str, Network]) -> Report:
@@ -74,7 +77,9 @@ def classify(name: str, networks: Mapping[str, Network]) -> Report:
     source: Path | io.BytesIO = Path(name)
     if name == "-":
         name, source = "standard input", io.BytesIO(sys.stdin.buffer.read())
-    elif Path(name).is_dir():
+    elif name.startswith(("http://", "https://")):
+        raise UserError(f"{name} is an address; download the picture and pass the file")
+    elif os.path.isdir(name):  # noqa: PTH112
         raise UserError(f"{name}: the folder holds no pictures ({', '.join(READABLE)})")
     photo = read_photo(source, name)
     pixels, doubt = prepare(photo, name)

@@ -24,7 +24,8 @@ Colour = tuple[int, ...]  # red, green, blue, from 0 to 255
 
 # Readers of other formats start other programs (EPS) or are rarely tested.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-MAX_PIXELS = 120_000_000  # larger pictures could fill the memory
+# Larger pictures could fill the memory. A JPEG is reduced while it is decoded.
+MAX_PIXELS, MAX_JPEG_PIXELS = 64_000_000, 200_000_000
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower
 WORKING_SIZE = 1024  # pixels; larger photos are reduced first, which bounds memory and time
 # From the paper: colours within 5 % of the largest possible distance from a corner's colour.
@@ -66,9 +67,10 @@ def read_photo(source: Path | BinaryIO, name: str) -> Image.Image:
     try:
         # Pillow warns about details that it corrects.
         with warnings.catch_warnings(action="ignore"), Image.open(source, "r", FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
+            limit = MAX_JPEG_PIXELS if image.format == "JPEG" else MAX_PIXELS
+            if image.width * image.height > limit:
                 size = f"{image.width} × {image.height} pixels"
-                raise UserError(f"{name}: {size} are too many; save it with at most {MAX_PIXELS:,}")
+                raise UserError(f"{name}: {size} are too many; save it with at most {limit:,}")
             image.draft(None, (WORKING_SIZE, WORKING_SIZE))  # decodes JPEG at a lower resolution
             return to_rgb(ImageOps.exif_transpose(image))
     except (UserError, MemoryError):
@@ -84,7 +86,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Reduce and convert to RGB; transparent parts become white, or black on light garments."""
     if image.mode[0] in "IF":  # 16 or 32 bits; nothing states the range, so stretch it
         values = np.asarray(image, dtype=np.float32)
-        image = Image.fromarray((255 * (values - values.min()) / np.ptp(values)).astype(np.uint8))
+        image = Image.fromarray(
+            (255 * (values - values.min()) / (np.ptp(values) or 1)).astype(np.uint8)
+        )
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     image.thumbnail((WORKING_SIZE, WORKING_SIZE))
     if image.mode == "RGB":

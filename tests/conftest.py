@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fashion import checkpoint, script
+from fashion import checkpoint, script, style
 from fashion.data import Dataset, load_sample
 from fashion.runs import Run
 
@@ -98,3 +98,9 @@ def call(monkeypatch, capsys):
         return status, *capsys.readouterr()
 
     return start
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch) -> None:
+    """Write pictures with few pixels, which is faster; tests look at what is drawn."""
+    monkeypatch.setitem(style.STYLE, "savefig.dpi", 30)

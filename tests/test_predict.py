@@ -131,14 +131,16 @@ def test_standard_input_is_classified_like_a_file(run, pictures, monkeypatch):
 # Names and errors
 
 
-def test_pictures_are_found(pictures):
+def test_pictures_are_found(pictures, capsys):
     for name in ("._garment0.png", "IMG_1.HEIC", "notes.txt"):
         (pictures / name).write_bytes(b"")
     (pictures / "garment2.png").rename(pictures / "photo.JFIF")
-    names = ["IMG_1.HEIC", "garment0.png", "garment1.png", "photo.JFIF"]
+    names = ["garment0.png", "garment1.png", "photo.JFIF"]
     assert predict.find_pictures(str(pictures)) == [str(pictures / name) for name in names]
     found = predict.find_pictures(str(pictures / "garment*"))
-    assert found == [str(pictures / name) for name in names[1:3]]
+    assert found == [str(pictures / name) for name in names[:2]]
+    left_out = f"{pictures / 'IMG_1.HEIC'} is left out; export it as JPEG"
+    assert capsys.readouterr().err.splitlines() == [left_out]
 
 
 def test_one_bad_argument_does_not_discard_the_others(run, pictures, tmp_path):
@@ -149,13 +151,20 @@ def test_one_bad_argument_does_not_discard_the_others(run, pictures, tmp_path):
     bad = {
         tmp_path / "empty": "the folder holds no pictures",
         tmp_path / "*.png": "No such file",
+        "x" * 300: "File name too long",
+        "https://example.org/a.png": "is an address; download the picture",
         "absent\x1b[31m\n.png": r"absent\x1b[31m\n.png: No such file",
     }
     status, out, err = run(*bad, pictures, "--json")
     assert status == 2 and len(json.loads(out)) == 3
-    for message in (*bad.values(), "broken.png: not a picture", "plain.png: no garment", "HEIC"):
+    for message in (
+        *bad.values(),
+        "broken.png: not a picture",
+        "plain.png: no garment",
+        "a.heic is left out",
+    ):
         assert message in err
-    assert "6 of 9 pictures could not be used" in err and "\x1b" not in err
+    assert "7 of 10 pictures could not be used" in err and "\x1b" not in err
 
 
 def test_any_file_name_can_be_printed_and_drawn(run, pictures):
