@@ -26,7 +26,7 @@ from fashion.device import (
     keep_memory,
 )
 from fashion.evaluation import evaluate
-from fashion.optim import learning_rate, make_optimizers
+from fashion.optim import make_optimizers, schedule
 from fashion.recipe import Recipe
 from fashion.runs import Run
 
@@ -63,7 +63,13 @@ def train(
     steps_per_epoch = len(dataset.train) // batch_size  # without the last, incomplete batch
     steps = recipe.epochs * steps_per_epoch
 
-    run = Run(name, seed, recipe, model, environment(device) | {"precision": str(dtype)[6:]})
+    run = Run(
+        name,
+        seed,
+        recipe,
+        model,
+        environment(device) | {"precision": str(dtype).removeprefix("torch.")},
+    )
     if folder:
         run.path = folder / f"{name}-seed{seed}-{runs.key(run, dataset, train)}.pt"
         if not fresh:
@@ -71,9 +77,10 @@ def train(
     if not run.finished:
         report.print_start(run, steps_per_epoch, batch_size)
     for epoch in range(len(run.history), recipe.epochs):
-        # A seed for each epoch: a training that was interrupted ends as it would have without.
+        # A seed for each epoch, so that a resumed training ends exactly as an uninterrupted one.
         torch.manual_seed(10_000 * seed + epoch + 1)
-        start, step, losses, correct = time.perf_counter(), epoch * steps_per_epoch, [], 0
+        start, losses, correct = time.perf_counter(), [], 0
+        step = epoch * steps_per_epoch  # of the whole training
         order = dataset.train[torch.randperm(len(dataset.train)).to(device)]
         batches = order.split(batch_size)[:steps_per_epoch]
         model.train()
@@ -87,7 +94,7 @@ def train(
             loss.backward()
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * learning_rate(step, steps, recipe.warmup)
+                    group["lr"] = group["peak"] * schedule(step, steps, recipe.warmup)
                 optimizer.step()
                 optimizer.zero_grad()
             step += 1
@@ -141,7 +148,7 @@ def main() -> None:
             return
         series: dict[str, list[Run]] = {name: [] for name in args.models}
         with script.quiet():
-            for job in jobs:  # all are finished: this reads their files
+            for job in jobs:  # all are finished: train reads them from their files
                 series[job[0]].append(train(*job, precision=args.precision))
         report.write_results(out, series, dataset, args.data_dir)
 
@@ -149,6 +156,7 @@ def main() -> None:
 def make_recipe(name: str, args: argparse.Namespace) -> Recipe:
     """Return the recipe of a network with the settings that the command line changes."""
     recipe = MODELS[name].quick if args.quick else MODELS[name].recipe
+    # The options whose names are fields of the recipe; None means that one was not given.
     options = {key: getattr(args, key) for key in asdict(recipe) if hasattr(args, key)}
     return replace(recipe, **{key: value for key, value in options.items() if value is not None})
 
@@ -159,7 +167,7 @@ def check_finite(run: Run) -> None:
     if not torch.tensor([row["train_loss"], row["validation_loss"]]).isfinite().all():
         lr = min(MODELS[run.name].recipe.learning_rate, run.recipe.learning_rate / 2)
         raise script.UserError(
-            f"{run.name.upper()}: the loss is no longer a number in epoch {row['epoch']}; a lower "
+            f"{run.name.upper()}: the loss is no longer finite in epoch {row['epoch']}; a lower "
             f"learning rate may help, such as --lr {lr:g}",
             script.FAILURE,
         )
@@ -170,26 +178,47 @@ def parse_arguments() -> argparse.Namespace:
     parser = script.Parser("Train a feedforward and a convolutional network on Fashion-MNIST.")
     add = parser.add_argument
     many = script.number(int, 1)
-    add("--quick", action="store_true", help="train for about a minute, into the subfolder quick")
+    add(
+        "--quick",
+        action="store_true",
+        help="train for about a minute; the results go to the subfolder quick",
+    )
     add("--sample", action="store_true", help="use the 12,000 images that come with the project")
     add("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     add("--runs", type=many, default=1, metavar="N", help="train with N seeds and compare them")
     add("--seed", type=script.number(int, 0, 10**9), default=0, metavar="N", help="first seed (0)")
-    add("--fresh", action="store_true", help="train again what is trained already")
+    add("--fresh", action="store_true", help="train from scratch, ignoring saved runs")
     script.add_folders(parser, "the results")
     add("--limit", type=script.number(int, 2), metavar="N", help="train on N images only")
-    add("--device", choices=DEVICES, default="auto", help="default: a GPU if there is one")
-    add("--precision", choices=PRECISIONS, default="auto", help="of matrix products")
-    training = parser.add_argument_group("training, in place of the recipes of ffn.py and cnn.py")
+    add(
+        "--device", choices=DEVICES, default="auto", help="default: CUDA if available, else the CPU"
+    )
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of matrix products (default: bfloat16 where the hardware has it)",
+    )
+    training = parser.add_argument_group("training settings, overriding ffn.py and cnn.py")
     add = training.add_argument
     add("--epochs", type=many, metavar="N", help="passes over the training images")
     add("--batch-size", type=script.number(int, 2), metavar="N", help="images per step")
-    add("--lr", dest="learning_rate", type=script.number(float, 0), metavar="X", help="its peak")
-    add("--weight-decay", type=script.number(float, 0), metavar="X", help="of AdamW's parameters")
+    add(
+        "--lr",
+        dest="learning_rate",
+        type=script.number(float, 0),
+        metavar="X",
+        help="peak learning rate",
+    )
+    add("--weight-decay", type=script.number(float, 0), metavar="X", help="of AdamW and SGD")
     args = parser.parse_args()
     args.models = list(dict.fromkeys(args.models))
     return args
 
 
 if __name__ == "__main__":
-    sys.exit(script.run(main, "; the same command continues after the last finished epoch"))
+    sys.exit(
+        script.run(
+            main, "; without --fresh, the same command continues after the last finished epoch"
+        )
+    )

@@ -1,4 +1,7 @@
-"""The networks that are trained and compared. A new one is a file like cnn.py and a row here."""
+"""The networks that are trained and compared. A new one is a file like cnn.py and a row here.
+
+Its output layer must be the one that it creates last: Muon trains the weights of all others.
+"""
 
 from fashion.recipe import Model
 

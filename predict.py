@@ -68,7 +68,7 @@ def find_pictures(argument: str) -> list[str]:
     elif set("*?") & set(argument):  # the shell of Windows leaves patterns to the program
         files = glob.glob(argument)  # noqa: PTH207, the pattern may be absolute
     for file in sorted(file for file in files if file.lower().endswith(PHONES)):
-        print(one_line(f"{file} is left out; export it as JPEG"), file=sys.stderr)
+        print(one_line(f"{file} is skipped; export it as JPEG"), file=sys.stderr)
     return sorted(file for file in files if file.lower().endswith(READABLE)) or [argument]
 
 
@@ -78,7 +78,7 @@ def classify(name: str, networks: Mapping[str, Network]) -> Report:
     if name == "-":
         name, source = "standard input", io.BytesIO(sys.stdin.buffer.read())
     elif name.startswith(("http://", "https://")):
-        raise UserError(f"{name} is an address; download the picture and pass the file")
+        raise UserError(f"{name} is a URL; download the picture and pass the file")
     elif os.path.isdir(name):  # noqa: PTH112
         raise UserError(f"{name}: the folder holds no pictures ({', '.join(READABLE)})")
     photo = read_photo(source, name)

@@ -19,7 +19,7 @@ from fashion import report, runs
 from fashion.data import CLASSES, SIZE, Dataset, Views, normalize
 from fashion.device import choose_precision, environment
 from fashion.evaluation import evaluate, predict
-from fashion.optim import learning_rate, make_optimizers
+from fashion.optim import make_optimizers, schedule
 from fashion.recipe import Recipe
 from fashion.runs import Run
 from fashion.script import Parser, run
@@ -131,7 +131,7 @@ def train(
             loss.backward()
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * learning_rate(step, steps, recipe.warmup)
+                    group["lr"] = group["peak"] * schedule(step, steps, recipe.warmup)
                 optimizer.step()
                 optimizer.zero_grad()
             step += 1

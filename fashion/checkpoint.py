@@ -89,12 +89,12 @@ def load(path: Path, models: Mapping[str, Model]) -> Network:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except Exception as error:
-        raise UserError(f"{path} is damaged, or holds no weights of this project") from error
+        raise UserError(f"{path} is damaged or not a weights file of this project") from error
     if "class" in metadata:
         raise UserError(f"{path} was written by an earlier version of this project; train it again")
     name = str(metadata.get("name"))
     if name not in models:
-        raise UserError(f"{path} holds no network of models.py, which has: {', '.join(models)}")
+        raise UserError(f"{path} holds a network that models.py does not list: {', '.join(models)}")
     network = models[name].network
     try:
         model = network(**metadata["recipe"]["model"])
@@ -123,7 +123,7 @@ def load_networks(given: Path | None, models: Mapping[str, Model]) -> dict[str, 
         paths = [path for name in models if (path := given / f"{name}{SUFFIX}").exists()]
         if not paths:
             expected = ", ".join(f"{name}{SUFFIX}" for name in models)
-            raise UserError(f"{given} is no file, and no folder with one of {expected}")
+            raise UserError(f"{given} is neither a file nor a folder with one of {expected}")
         networks = [load(path, models) for path in paths]
     else:
         networks = [network for name in models if (network := choose(name, models))]
@@ -144,5 +144,5 @@ def choose(name: str, models: Mapping[str, Model]) -> Network | None:
             if not shipped.exists():
                 raise
             reason = str(error)
-        print(f"{reason}: the shipped network is used")
+        print(f"{reason}; using the shipped network instead")
     return load(shipped, models) if shipped.exists() else None

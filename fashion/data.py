@@ -108,8 +108,8 @@ def read_tiles(picture: np.ndarray) -> tuple[Tensor, Tensor]:
 def split(title: str, arrays: Sequence[Tensor], limit: int | None) -> Dataset:
     """Hold out the same share of each class at random, and keep at most `limit` images to train on.
 
-    The arrays are training images and labels, test images and labels. Equal labels are always split
-    in the same way.
+    The arrays are training images and labels, test images and labels. The split depends on the
+    labels only, not on the seed of a training.
     """
     images, labels, test_images, test_labels = arrays
     generator = torch.Generator().manual_seed(SPLIT_SEED)
@@ -146,14 +146,15 @@ class Views:
     """Augmentation: the images, shifted by up to recipe.shift pixels and mirrored.
 
     From epoch to epoch, each image goes through its shifts in turn and is mirrored every other
-    time, as in Jordan, arXiv:2404.00498. The number of shifts is odd, so that an image repeats
-    nothing before it has been shown with every shift, mirrored and not.
+    time, as in Jordan, arXiv:2404.00498. The number of shifts is odd, so that with a shift of 1,
+    18 epochs show all 9 shifts, mirrored and not.
     """
 
     def __init__(self, images: Tensor, recipe: Recipe) -> None:
         self.recipe, self.side = recipe, 2 * recipe.shift + 1
         # A view on every crop: indexing it copies whole rows, not single pixels.
         self.crops = F.pad(images, [recipe.shift] * 4).unfold(1, SIZE, 1).unfold(2, SIZE, 1)
+        # The view of each image in the first epoch.
         self.first = torch.randint(1000, (len(images),)).to(images.device)
 
     def show(self, indices: Tensor, epoch: int) -> Tensor:

@@ -100,7 +100,7 @@ class Processes:
         if valid and int(values[0]) < int(values[1]):
             self.rank, self.size, self.local_rank, self.local_size = map(int, values[:4])
         elif any(values[:2]):
-            print("RANK or WORLD_SIZE is set, but not as torchrun does: this process works alone")
+            print("RANK or WORLD_SIZE is set, but not as torchrun does; this process works alone")
 
     def __enter__(self) -> Self:
         """Divide the cores of this machine among its processes, and connect them."""

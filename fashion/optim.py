@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 # Coefficients of the polynomial, from Jordan et al., "Muon: An optimizer for hidden layers in
-# neural networks", 2024 (https://kellerjordan.github.io/posts/muon). Five iterations are usual.
+# neural networks", 2024 (https://kellerjordan.github.io/posts/muon). Five iterations are
+# usual; three are as accurate here.
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 3
 MOMENTUM = 0.95
 ADAMW_SHARE = 0.3  # AdamW's learning rate beside Muon, as a share of Muon's
@@ -38,10 +39,10 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(weight)
                 momentum = state["momentum"]
                 momentum.lerp_(weight.grad, 1 - MOMENTUM)
-                update = weight.grad.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov's
+                update = weight.grad.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov momentum
                 update = orthogonalize(update.to(self.dtype))
                 outputs, inputs = update.shape
-                rate = group["lr"] * max(1, outputs / inputs) ** 0.5  # every output moves equally
+                rate = group["lr"] * max(1, outputs / inputs) ** 0.5  # outputs change equally
                 weight.sub_(update.view(weight.shape), alpha=rate)
 
 
@@ -83,7 +84,9 @@ def make_optimizers(
     return optimizers
 
 
-def learning_rate(step: int, steps: int, warmup: float) -> float:
-    """Return the share of the peak: it rises linearly over the first steps, then falls to zero."""
-    rising = math.floor(warmup * steps)  # early gradients mostly show what all images share
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Return the share of the peak learning rate: a linear rise, then a linear fall to zero."""
+    rising = math.floor(
+        warmup * steps
+    )  # early gradients mostly show what all images have in common
     return (step + 1) / (rising + 1) if step < rising else (steps - step) / (steps - rising)

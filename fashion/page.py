@@ -139,7 +139,7 @@ def write_page(folder: Path) -> Path:
         lines = "".join(f"<tr>{line}</tr>\n" for line in cells)
         body += f"<h2>Results</h2>\n<table>\n{lines}</table>\n{NOTE}"
     if (folder / LIVE).is_file():
-        body += f'<p><a href="{LIVE}">Disturb a picture and watch the networks change</a></p>\n'
+        body += f'<p><a href="{LIVE}">Distort a picture and watch the predictions change</a></p>\n'
     for heading, figures in sections.items():
         body += f"<h2>{heading}</h2>\n<section>\n{figures}</section>\n" if figures else ""
     try:

@@ -17,10 +17,12 @@ class Recipe:
     weight_decay: float = 0.01  # of AdamW and SGD
     warmup: float = 0.1  # share of the steps in which the learning rate rises; then it falls to 0
     label_smoothing: float = 0  # share of each label that is spread over all classes
-    shift: int = 1  # largest shift of an image in pixels, in all directions
-    shifted: float = 1.0  # share of the images that are shifted
+    shift: int = 1  # largest shift of an image in pixels, in each direction
+    shifted: float = 1.0  # share of the images that take part; the others stay in the centre
     flip: bool = True  # mirror every other view: mirrored clothes keep their class
-    model: dict[str, Any] = field(default_factory=dict)  # arguments of the network
+    model: dict[str, Any] = field(
+        default_factory=dict
+    )  # arguments of the network that differ from its defaults
 
 
 class Model(NamedTuple):

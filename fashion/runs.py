@@ -1,4 +1,4 @@
-"""A training as a file: its state after each epoch, and what it reached. Reading runs no code."""
+"""A training as a file: its state after each epoch, and what it reached. Loading runs no code."""
 
 import hashlib
 import inspect
@@ -51,7 +51,7 @@ class Run:
         return self.logits["test"].softmax(1)
 
     def score(self, dataset: Dataset) -> None:
-        """Predict the test images, which no training uses, unless that was done before."""
+        """Predict validation and test images once, save the logits, and print the test accuracy."""
         if not self.logits:
             parts = {
                 "validation": dataset.images[dataset.validation],
@@ -78,8 +78,8 @@ def source(part: Any) -> str:
 def key(run: Run, dataset: Dataset, train: Any) -> str:
     """Return a short hash of all that determines the weights: settings, data, precision and code.
 
-    An edit of the network, or of what trains it, gives another key, so that old results are never
-    taken for those of the new code.
+    `train` is the function that trains. An edit of it, of the network, or of the modules that they
+    use gives another key, so that old results are never taken for those of the new code.
     """
     modules = [sys.modules[type(run.model).__module__], data, optim]
     code = [source(part) for part in (*modules, train)]
@@ -114,7 +114,9 @@ def resume(run: Run, *optimizers: torch.optim.Optimizer) -> None:
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=False):
             optimizer.load_state_dict(state)
         run.history, run.logits = saved["history"], saved["logits"]
-        run.tested_at, run.environment = saved["tested_at"], saved["environment"]
+        run.tested_at = saved["tested_at"]
+        if run.finished:
+            run.environment = saved["environment"]
     # torch documents no errors for damaged files, which can fail anywhere in its reader.
     except Exception as error:
         raise UserError(f"{run.path} is damaged: remove it, or train again with --fresh") from error

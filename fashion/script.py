@@ -52,7 +52,9 @@ def run(main: Callable[[], None], after_interrupt: str = "") -> int:
         message = str(error)
         full = isinstance(error, MemoryError) or "out of memory" in message
         if full or "can't allocate memory" in message:
-            return fail("out of memory; try a smaller --batch-size, such as 128", FAILURE)
+            return fail(
+                "out of memory; a smaller batch size, such as --batch-size 128, needs less", FAILURE
+            )
         raise
     except KeyboardInterrupt:
         return fail(f"interrupted{after_interrupt}", INTERRUPTED)

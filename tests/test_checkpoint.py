@@ -77,7 +77,7 @@ CHANGES = {
         "does not fit the network in ffn",
     ),
     "unknown argument": ({"recipe": {"model": {"depth": 3}}}, "does not fit the network in ffn"),
-    "other network": ({"name": "rnn"}, "holds no network of models.py, which has: ffn, cnn"),
+    "other network": ({"name": "rnn"}, "holds a network that models.py does not list"),
     "old format": ({"class": "FFN"}, "was written by an earlier version of this project"),
     "missing number": ({"temperature": None}, "does not fit"),
 }
@@ -128,7 +128,9 @@ def test_given_folder_or_file_is_used_as_it_is(trained, capsys):
 
 @pytest.mark.parametrize("name", ["", "missing"])
 def test_folder_without_networks_is_explained(tmp_path, name):
-    with pytest.raises(UserError, match="is no file, and no folder with one of ffn.safetensors"):
+    with pytest.raises(
+        UserError, match="is neither a file nor a folder with one of ffn.safetensors"
+    ):
         checkpoint.load_networks(tmp_path / name, MODELS)
 
 
@@ -147,7 +149,9 @@ def test_network_of_the_sample_never_wins_silently(outputs, capsys):
     assert networks["ffn"].path == checkpoint.PRETRAINED / "ffn.safetensors"
     assert networks["cnn"].path == outputs / "cnn.safetensors"
     title = "Fashion-MNIST sample, 10,000 images"
-    expected = f"{outputs}/ffn.safetensors was trained on {title}: the shipped network is used"
+    expected = (
+        f"{outputs}/ffn.safetensors was trained on {title}; using the shipped network instead"
+    )
     assert expected in capsys.readouterr().out
 
 

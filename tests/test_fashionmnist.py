@@ -150,7 +150,8 @@ def test_ctrl_c_says_that_the_same_command_continues(tmp_path):
     _, errors = process.communicate()
     assert process.returncode == 130
     assert errors.splitlines() == [
-        "error: interrupted; the same command continues after the last finished epoch"
+        "error: interrupted; without --fresh, the same command continues after the last finished "
+        "epoch"
     ]
 
 

@@ -86,10 +86,10 @@ def test_unknown_optimizer_is_an_error():
 
 
 def test_learning_rate_rises_to_the_peak_and_falls_to_zero():
-    rates = [optim.learning_rate(step, 10, 0.2) for step in range(11)]
+    rates = [optim.schedule(step, 10, 0.2) for step in range(11)]
     rising, falling = [1 / 3, 2 / 3], [1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0]
     assert rates == pytest.approx([*rising, *falling])
 
 
 def test_learning_rate_without_warmup_starts_at_the_peak():
-    assert optim.learning_rate(0, 5, 0) == 1
+    assert optim.schedule(0, 5, 0) == 1

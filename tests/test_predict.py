@@ -139,7 +139,7 @@ def test_pictures_are_found(pictures, capsys):
     assert predict.find_pictures(str(pictures)) == [str(pictures / name) for name in names]
     found = predict.find_pictures(str(pictures / "garment*"))
     assert found == [str(pictures / name) for name in names[:2]]
-    left_out = f"{pictures / 'IMG_1.HEIC'} is left out; export it as JPEG"
+    left_out = f"{pictures / 'IMG_1.HEIC'} is skipped; export it as JPEG"
     assert capsys.readouterr().err.splitlines() == [left_out]
 
 
@@ -152,7 +152,7 @@ def test_one_bad_argument_does_not_discard_the_others(run, pictures, tmp_path):
         tmp_path / "empty": "the folder holds no pictures",
         tmp_path / "*.png": "No such file",
         "x" * 300: "File name too long",
-        "https://example.org/a.png": "is an address; download the picture",
+        "https://example.org/a.png": "is a URL; download the picture",
         "absent\x1b[31m\n.png": r"absent\x1b[31m\n.png: No such file",
     }
     status, out, err = run(*bad, pictures, "--json")
@@ -161,7 +161,7 @@ def test_one_bad_argument_does_not_discard_the_others(run, pictures, tmp_path):
         *bad.values(),
         "broken.png: not a picture",
         "plain.png: no garment",
-        "a.heic is left out",
+        "a.heic is skipped",
     ):
         assert message in err
     assert "7 of 10 pictures could not be used" in err and "\x1b" not in err

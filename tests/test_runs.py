@@ -140,14 +140,14 @@ def test_training_is_not_changed_by_evaluating_in_between(tiny, monkeypatch):
 def test_learning_rate_of_each_epoch_follows_the_schedule(tiny):
     run = train("ffn", RECIPES["ffn"], 0, tiny)
     steps = 4 * 10
-    last = [optim.learning_rate(10 * epoch - 1, steps, 0.1) for epoch in (1, 2, 3, 4)]
+    last = [optim.schedule(10 * epoch - 1, steps, 0.1) for epoch in (1, 2, 3, 4)]
     rates = [row["learning_rate"] / RECIPES["ffn"].learning_rate for row in run.history]
     assert rates == pytest.approx(last)
 
 
 def test_diverging_training_says_so_and_suggests_the_learning_rate_of_the_recipe(tiny):
     recipe = replace(RECIPES["ffn"], learning_rate=1e30)
-    with pytest.raises(UserError, match="no longer a number in epoch 1.*--lr 0.03") as error:
+    with pytest.raises(UserError, match="no longer finite in epoch 1.*--lr 0.03") as error:
         train("ffn", recipe, 0, tiny)
     assert error.value.status == 1
 

@@ -23,9 +23,9 @@ ERRORS = [
     (UserError("wrong\nDo this"), 2, "error: wrong\nDo this\n"),
     (UserError("no network", 1), 1, "error: no network\n"),
     (OSError(28, "No space left on device", "out/a.png"), 1, "out/a.png: No space left on device"),
-    (MemoryError(), 1, "out of memory; try a smaller --batch-size, such as 128"),
-    (torch.OutOfMemoryError("CUDA out of memory. Tried"), 1, "try a smaller --batch-size"),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "try a smaller --batch-size"),
+    (MemoryError(), 1, "out of memory; a smaller batch size, such as --batch-size 128"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried"), 1, "--batch-size 128"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "--batch-size 128"),
     (KeyboardInterrupt(), 130, "interrupted; it continues"),
 ]
 
