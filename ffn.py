@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from fashion.dropout import Dropout
 from fashion.recipe import Recipe
 
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class FFN(nn.Module):
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise([28 * 28, *widths]):
             linear = nn.Linear(inputs, outputs, bias=False)  # the norm has a bias
-            layers += [linear, nn.BatchNorm1d(outputs), nn.ReLU(), nn.Dropout(dropout)]
+            layers += [linear, nn.BatchNorm1d(outputs), nn.ReLU(), Dropout(dropout)]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 10))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The two architectures, and what a student may change in them."""
 
 from fashion.data import CLASSES
+from fashion.dropout import Dropout
 
 import pytest
 import torch
@@ -87,3 +88,23 @@ def test_building_a_network_twice_from_a_seed_gives_the_same_weights():
     # The trial that finds the size leaves the statistics of batch norm alone.
     assert not models[0].blocks[0][2].running_mean.any()
     assert models[0].blocks.training
+
+
+def test_dropout_keeps_the_mean_and_drops_the_share():
+    layer = Dropout(0.25)
+    activations = torch.ones(1000, 1001)
+    dropped = layer(activations)
+    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert (dropped == 0).float().mean() == pytest.approx(0.25, abs=0.002)
+    assert dropped.mean() == pytest.approx(1, abs=0.003)
+    # Decisions of neighbours are independent of each other.
+    both = ((dropped[:, 1:] == 0) & (dropped[:, :-1] == 0)).float().mean()
+    assert both == pytest.approx(0.25**2, abs=0.002)
+    assert torch.equal(layer.eval()(activations), activations)
+
+
+def test_dropout_lets_gradients_through_where_it_lets_activations_through():
+    activations = torch.ones(50, 50, requires_grad=True)
+    dropped = Dropout(0.5)(activations)
+    dropped.sum().backward()
+    assert torch.equal(activations.grad, dropped.detach())
