@@ -62,7 +62,7 @@ def test_pictures_stand_below_their_subject_and_say_what_they_are_from(tmp_path)
     assert below(shown, "Training and predictions") == ["cnn_loss.png", "ffn_loss.png"]
     assert below(shown, "What the networks have learned") == ["saliency.png"]
     assert shown.count("FFN on Fashion-MNIST, seed 3: 80.00% test accuracy<") == 2
-    assert shown.count('width="130" height="130"') == 4
+    assert shown.count('width="30" height="30"') == 4
     assert "<script" not in shown and "//" not in shown  # it loads nothing but the pictures
 
 
