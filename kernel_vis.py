@@ -10,7 +10,7 @@ live.html, a page on which the networks run in the browser.
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -79,9 +79,8 @@ class Inputs:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The dataset whose test images are shown; its title counts no training images."""
-        dataset = load(self.args.data_dir, sample=self.args.sample)
-        return replace(dataset, title=dataset.title.partition(",")[0])
+        """The dataset whose test images are shown."""
+        return load(self.args.data_dir, sample=self.args.sample)
 
     @cached_property
     def surveys(self) -> dict[str, activations.Survey]:

@@ -79,7 +79,7 @@ def test_the_default_image_is_one_that_the_cnn_recognises_with_doubt(networks, t
     index = min(right, key=lambda index: abs(float(probabilities[index].max()) - 0.6))
     assert image.equal(tiny.test_images[index])
     label = CLASSES[tiny.test_labels[index]]
-    assert caption == f"{label}, test image {index} of Fashion-MNIST sample"
+    assert caption == f"{label}, test image {index} of Fashion-MNIST sample, 10,000 images"
 
 
 def test_a_test_image_and_a_layer_can_be_chosen(networks, sample, monkeypatch):
