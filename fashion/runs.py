@@ -78,8 +78,8 @@ def source(part: Any) -> str:
 def key(run: Run, dataset: Dataset, train: Any) -> str:
     """Return a short hash of all that determines the weights: settings, data, precision and code.
 
-    `train` is the function that trains. An edit of it, of the network, or of the modules that they
-    use gives another key, so that old results are never taken for those of the new code.
+    `train` is the function that trains. An edit of it, of the file of the network, of data.py or of
+    optim.py gives another key, so that results of old code are never reused.
     """
     modules = [sys.modules[type(run.model).__module__], data, optim]
     code = [source(part) for part in (*modules, train)]

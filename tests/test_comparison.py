@@ -20,7 +20,7 @@ def certain(predictions):
 
 @pytest.fixture(scope="module")
 def series(finished, tiny):
-    """Two runs of each of three networks, wrong on so many of the first of 300 test images."""
+    """Two runs of each of three networks, wrong on a given number of the first test images."""
     truth, series = tiny.test_labels, {}
     for name, wrong in {"narrow": (60, 30), "wide": (15, 0), "deep": (15, 45)}.items():
         series[name] = []

@@ -50,7 +50,7 @@ def test_confusion_matrix_has_true_classes_in_rows():
 
 def test_scores_by_class():
     matrix = np.zeros((10, 10), int)
-    matrix[0, :2] = [6, 2]  # eight images of class 0, of which two are taken for class 1
+    matrix[0, :2] = [6, 2]  # eight images of class 0, of which two are predicted as class 1
     matrix[1, :2] = [4, 8]
     scores = evaluation.scores_by_class(matrix.tolist())
     assert scores["precision"][:3] == pytest.approx([0.6, 0.8, 0])
