@@ -15,16 +15,14 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from fashion import options
+
+if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
+    options.fashionmnist()
+
 from fashion import report, runs, script
 from fashion.data import Dataset, Views, load, normalize
-from fashion.device import (
-    DEVICES,
-    PRECISIONS,
-    Processes,
-    choose_precision,
-    environment,
-    keep_memory,
-)
+from fashion.device import Processes, choose_precision, environment, keep_memory
 from fashion.evaluation import evaluate
 from fashion.optim import make_optimizers, schedule
 from fashion.recipe import Recipe
@@ -122,7 +120,10 @@ def train(
 
 def main() -> None:
     """Train and score each network with each seed, then draw and print what they reached."""
-    args = parse_arguments()
+    args = options.fashionmnist()
+    names = list(dict.fromkeys(args.models or MODELS))
+    if unknown := set(names) - set(MODELS):
+        raise script.UserError(f"--models {unknown.pop()}: choose from {', '.join(MODELS)}")
     keep_memory()
     out = args.out / "quick" if args.quick else args.out
     script.make_folder(out / "runs")
@@ -135,7 +136,7 @@ def main() -> None:
         report.print_dataset(dataset)
         jobs = [
             (name, make_recipe(name, args), seed, dataset, out / "runs")
-            for name in args.models
+            for name in names
             for seed in range(args.seed, args.seed + args.runs)
         ]
         for job in jobs[processes.rank :: processes.size]:
@@ -146,7 +147,7 @@ def main() -> None:
         processes.wait()
         if processes.rank > 0:
             return
-        series: dict[str, list[Run]] = {name: [] for name in args.models}
+        series: dict[str, list[Run]] = {name: [] for name in names}
         with script.quiet():
             for job in jobs:  # all are finished: train reads them from their files
                 series[job[0]].append(train(*job, precision=args.precision))
@@ -171,49 +172,6 @@ def check_finite(run: Run) -> None:
             f"learning rate may help, such as --lr {lr:g}",
             script.FAILURE,
         )
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Parse the command line."""
-    parser = script.Parser("Train a feedforward and a convolutional network on Fashion-MNIST.")
-    add = parser.add_argument
-    many = script.number(int, 1)
-    add(
-        "--quick",
-        action="store_true",
-        help="train for about a minute; the results go to the subfolder quick",
-    )
-    add("--sample", action="store_true", help="use the 12,000 images that come with the project")
-    add("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
-    add("--runs", type=many, default=1, metavar="N", help="train with N seeds and compare them")
-    add("--seed", type=script.number(int, 0, 10**9), default=0, metavar="N", help="first seed (0)")
-    add("--fresh", action="store_true", help="train from scratch, ignoring saved runs")
-    script.add_folders(parser, "the results")
-    add("--limit", type=script.number(int, 2), metavar="N", help="train on N images only")
-    add(
-        "--device", choices=DEVICES, default="auto", help="default: CUDA if available, else the CPU"
-    )
-    add(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="of matrix products (default: bfloat16 where the hardware has it)",
-    )
-    training = parser.add_argument_group("training settings, overriding ffn.py and cnn.py")
-    add = training.add_argument
-    add("--epochs", type=many, metavar="N", help="passes over the training images")
-    add("--batch-size", type=script.number(int, 2), metavar="N", help="images per step")
-    add(
-        "--lr",
-        dest="learning_rate",
-        type=script.number(float, 0),
-        metavar="X",
-        help="peak learning rate",
-    )
-    add("--weight-decay", type=script.number(float, 0), metavar="X", help="of AdamW and SGD")
-    args = parser.parse_args()
-    args.models = list(dict.fromkeys(args.models))
-    return args
 
 
 if __name__ == "__main__":

@@ -14,11 +14,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fashion import options
+
+if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
+    options.kernel_vis()
+
 from fashion import activations, embedding, kernels, live, page, saliency, units
 from fashion.checkpoint import Network, load_networks
 from fashion.data import CLASSES, SIZE, Dataset, load
 from fashion.photo import prepare, read_photo
-from fashion.script import Parser, UserError, add_folders, list_files, make_folder, number, run
+from fashion.script import UserError, list_files, make_folder, run
 from fashion.style import save_figure, shorten
 
 import torch
@@ -32,7 +37,7 @@ CONFIDENCE = 0.6  # of the prediction for the default image: the network hesitat
 
 def main() -> None:
     """Draw and write one figure after the other."""
-    args = parse_arguments()
+    args = options.kernel_vis()
     inputs = Inputs(args, load_networks(args.checkpoint, MODELS))
     inputs.check()
     figures = {name: inputs.suited(name) for name in args.only or FIGURES}
@@ -117,21 +122,6 @@ FIGURES: dict[str, Callable[[Inputs, list[Network]], Figure]] = {
     "saliency": lambda i, _: saliency.draw(i.networks, i.surveys, i.dataset),
     "embedding": lambda i, n: embedding.draw(n, i.surveys, i.dataset),
 }
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Parse the command line."""
-    parser = Parser("Look inside the trained networks.")
-    add = parser.add_argument
-    figures = f"figures to draw, of {', '.join(FIGURES)} (default: all)"
-    add("--only", nargs="+", choices=FIGURES, metavar="NAME", help=figures)
-    add("--checkpoint", type=Path, metavar="DIR|FILE", help="networks (outputs, or else shipped)")
-    image = lambda text: int(text) if text.lstrip("-").isdecimal() else Path(text)  # noqa: E731
-    add("--image", type=image, metavar="N|FILE", help="number of a test image, or an image file")
-    add("--layer", type=number(int, 1), metavar="N", help="convolution; default: 1, units: last")
-    add("--sample", action="store_true", help="show images of the sample in the folder sample")
-    add_folders(parser, "the figures")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ outputs: the picture, the input of the networks, their probabilities, and salien
 report.html there shows it.
 """
 
-import argparse
 import glob
 import io
 import json
@@ -17,11 +16,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fashion import options
+
+if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
+    options.predict()
+
 from fashion.checkpoint import Network, load_networks
 from fashion.page import write_page
 from fashion.photo import prepare, read_photo
-from fashion.prediction import TOP, Report, draw, one_line
-from fashion.script import OUTPUTS, Parser, UserError, list_files, make_folder, quiet, run
+from fashion.prediction import Report, draw, one_line
+from fashion.script import UserError, list_files, make_folder, quiet, run
 from fashion.style import label, save_figure
 
 import torch
@@ -36,7 +40,7 @@ MAX_ROWS = 10  # of prediction.png; more would be too small to read
 
 def main() -> None:
     """Print and draw the predictions for all pictures; UserError at the end if some failed."""
-    args = parse_arguments()
+    args = options.predict()
     reports: list[Report] = []
     with quiet(args.json):
         networks = load_networks(args.checkpoints, MODELS)
@@ -95,7 +99,7 @@ def to_json(report: Report) -> dict[str, Any]:
     entry: dict[str, Any] = {"file": report.name, "doubt": report.doubt}
     for name, excess in report.excess.items():
         top = [{"label": title, "probability": p} for title, p in report.top(name)]
-        entry[name] = top[0] | {f"top{TOP}": top}
+        entry[name] = top[0] | {f"top{options.TOP}": top}
         entry[name] |= {"energy_above_limit": excess, "familiar": excess <= 0}
     return entry
 
@@ -115,22 +119,6 @@ def to_text(report: Report) -> str:
     if all(top[0][1] < CONFIDENT for top in tops.values()):
         lines.append(f"  Uncertain: no probability reaches {CONFIDENT:.0%}.")
     return "\n".join(lines)
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Parse the command line."""
-    parser = Parser("Classify your own pictures with the trained networks.")
-    add = parser.add_argument
-    text = "picture files, folders of them, or - for one from standard input"
-    add("pictures", nargs="+", metavar="PICTURE", help=text)
-    text = "weights, a file or a folder (default: those in the output folder, or shipped ones)"
-    add("--checkpoints", type=Path, metavar="PATH", help=text)
-    text = "print JSON: each picture has file and doubt and, under each network's name, label, "
-    text += f"probability, top{TOP}, energy_above_limit and familiar"
-    add("--json", action="store_true", help=text)
-    text = f"folder for the figure ({OUTPUTS})"
-    add("--out", type=Path, default=OUTPUTS, metavar="DIR", help=text)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from typing import Any
 from fashion.comparison import compare_paired, summarize_values
 from fashion.device import environment
 from fashion.files import write_json
+from fashion.options import Parser
 from fashion.recipe import Model, Recipe
-from fashion.script import Parser, list_files, quiet, run
+from fashion.script import list_files, quiet, run
 
 from experiments.shared import percent, start
 from fashionmnist import train

@@ -24,9 +24,10 @@ from typing import Any
 from fashion.data import Dataset
 from fashion.device import environment
 from fashion.files import write_json
+from fashion.options import Parser
 from fashion.recipe import Recipe
 from fashion.runs import Run
-from fashion.script import Parser, UserError, list_files, quiet, run
+from fashion.script import UserError, list_files, quiet, run
 from fashion.style import GREY, colour, label, make_figure, save_figure, styled
 
 import torch

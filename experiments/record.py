@@ -20,9 +20,10 @@ from fashion.data import CLASSES, SIZE, Dataset, Views, normalize
 from fashion.device import choose_precision, environment
 from fashion.evaluation import evaluate, predict
 from fashion.optim import make_optimizers, schedule
+from fashion.options import Parser
 from fashion.recipe import Recipe
 from fashion.runs import Run
-from fashion.script import Parser, run
+from fashion.script import run
 
 import torch
 import torch.nn.functional as F

@@ -4,9 +4,10 @@ import argparse
 from typing import Any
 
 from fashion.data import Dataset, load
-from fashion.device import DEVICES, choose_device, keep_memory
+from fashion.device import choose_device, keep_memory
+from fashion.options import DEVICES, Parser, add_folders, number
 from fashion.report import print_dataset
-from fashion.script import Parser, add_folders, make_folder, number
+from fashion.script import make_folder
 
 
 def start(

@@ -22,9 +22,10 @@ from fashion.data import CLASSES, SIZE, Dataset, pixel_statistics
 from fashion.device import environment
 from fashion.evaluation import accuracy, predict
 from fashion.files import write_json
+from fashion.options import Parser
 from fashion.recipe import Recipe
 from fashion.runs import Run
-from fashion.script import Parser, list_files, quiet, run
+from fashion.script import list_files, quiet, run
 from fashion.style import GREY, colour, label, make_figure, marker, save_figure, styled
 
 import torch

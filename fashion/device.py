@@ -15,7 +15,6 @@ from fashion.script import FAILURE, UserError
 import torch
 import torch.distributed as dist
 
-DEVICES, PRECISIONS = ("auto", "cpu", "cuda", "mps"), ("auto", "float32", "bfloat16")
 # CPUs that multiply bfloat16 numbers in hardware; others emulate it, slower than float32.
 BFLOAT16 = ("amx_bf16", "avx512_bf16", "sve_bf16")
 CONNECTING = timedelta(minutes=1)  # longest time for the processes of torchrun to find each other

@@ -8,6 +8,7 @@ from textwrap import fill
 from fashion import saliency
 from fashion.checkpoint import Network
 from fashion.data import CLASSES
+from fashion.options import TOP
 from fashion.script import printable
 from fashion.style import GREY, colour, draw_image, label, make_figure, shorten, styled
 
@@ -17,8 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-
-TOP = 3  # classes that are shown
 
 
 @dataclass

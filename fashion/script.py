@@ -1,13 +1,11 @@
-"""What the scripts share: the error for users, exit statuses and options."""
+"""What the scripts share: the error for users, exit statuses and what is printed."""
 
-import argparse
 import contextlib
 import io
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
 
 DATA, OUTPUTS = Path("data"), Path("outputs")
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -20,17 +18,6 @@ class UserError(Exception):
     def __init__(self, message: str, status: int = MISTAKE) -> None:
         super().__init__(message)
         self.status = status
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that reports mistakes in one line and accepts no abbreviated options."""
-
-    def __init__(self, description: str, **keywords: Any) -> None:
-        super().__init__(description=description, allow_abbrev=False, **keywords)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UserError."""
-        raise UserError(f"{message}; see python {self.prog} --help")
 
 
 def run(main: Callable[[], None], after_interrupt: str = "") -> int:
@@ -86,35 +73,6 @@ def quiet(silent: bool = True) -> Iterator[None]:
     """Suppress standard output."""
     with contextlib.redirect_stdout(io.StringIO()) if silent else contextlib.nullcontext():
         yield
-
-
-def number(
-    convert: type[int] | type[float], low: float, high: float = float("inf")
-) -> Callable[[str], float]:
-    """Return a converter for argparse that accepts numbers from low to high."""
-
-    def parse(text: str) -> float:
-        try:
-            if low <= (value := convert(text)) <= high and abs(value) != float("inf"):
-                return value
-        except ValueError:
-            pass
-        kind = "an integer" if convert is int else "a number"
-        span = f"from {low:,}" + (f" to {high:,}" if high < float("inf") else "")
-        raise argparse.ArgumentTypeError(f"expected {kind} {span}, got {text!r}")
-
-    return parse
-
-
-def add_folders(parser: argparse.ArgumentParser, content: str) -> None:
-    """Add --out, the folder for the content named, and --data-dir."""
-    add = parser.add_argument
-    add(
-        "--out", type=Path, default=OUTPUTS, metavar="DIR", help=f"folder for {content} ({OUTPUTS})"
-    )
-    add(
-        "--data-dir", type=Path, default=DATA, metavar="DIR", help=f"folder of the dataset ({DATA})"
-    )
 
 
 def make_folder(folder: Path) -> None:

@@ -94,7 +94,10 @@ def call(monkeypatch, capsys):
     def start(module, *arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
-        status = script.run(module.main)
+        try:
+            status = script.run(module.main)
+        except SystemExit as parsed:  # a mistake on the command line, or --help
+            status = parsed.code
         return status, *capsys.readouterr()
 
     return start

@@ -233,7 +233,7 @@ def test_training_works_with_standard_error_closed(tmp_path):
 
 MISTAKES = [
     (("--epochs", "0"), "expected an integer from 1"),
-    (("--models", "rnn"), "invalid choice: 'rnn'"),
+    (("--models", "rnn"), "--models rnn: choose from ffn, cnn"),
     (("--lr", "nan"), "expected a number from 0"),
     (("--devise", "cpu"), "unrecognized arguments"),
     (("--sample", "--out", ROOT / "README.md"), "--out"),
@@ -269,10 +269,8 @@ def test_options_change_the_recipe(call, tmp_path, monkeypatch):
     assert second == MODELS["ffn"].recipe
 
 
-def test_help_names_every_option_once(call, capsys):
-    with pytest.raises(SystemExit):
-        call(fashionmnist, "--help")
-    text = capsys.readouterr().out
+def test_help_names_every_option_once(call):
+    _, text, _ = call(fashionmnist, "--help")
     assert text.count("\n  --") == 15
 
 

@@ -1,7 +1,7 @@
 import sys
 from dataclasses import replace
 
-from fashion import activations, checkpoint, embedding, saliency, style, units
+from fashion import activations, checkpoint, embedding, options, saliency, style, units
 from fashion.data import CLASSES
 from fashion.recipe import Model, Recipe
 from fashion.runs import Run
@@ -73,7 +73,7 @@ def test_other_networks_get_the_figures_of_their_layers(call, tiny, tmp_path, mo
 def test_the_default_image_is_one_that_the_cnn_recognises_with_doubt(networks, tiny, monkeypatch):
     monkeypatch.setattr(kernel_vis, "load", lambda *_, **__: tiny)
     monkeypatch.setattr(sys, "argv", ["kernel_vis.py"])
-    image, caption = kernel_vis.Inputs(kernel_vis.parse_arguments(), networks).image
+    image, caption = kernel_vis.Inputs(options.kernel_vis(), networks).image
     probabilities = networks["cnn"].probabilities(tiny.test_images)
     right = (probabilities.argmax(1) == tiny.test_labels).nonzero()[:, 0].tolist()
     index = min(right, key=lambda index: abs(float(probabilities[index].max()) - 0.6))
@@ -84,7 +84,7 @@ def test_the_default_image_is_one_that_the_cnn_recognises_with_doubt(networks, t
 
 def test_a_test_image_and_a_layer_can_be_chosen(networks, sample, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["kernel_vis.py", "--sample", "--image", "17", "--layer", "2"])
-    inputs = kernel_vis.Inputs(kernel_vis.parse_arguments(), networks)
+    inputs = kernel_vis.Inputs(options.kernel_vis(), networks)
     assert inputs.image[0].equal(sample.test_images[17]) and "image 17 of" in inputs.image[1]
     inputs.dataset = tiny = replace(sample, test_images=sample.test_images[:200])
     inputs.dataset = replace(tiny, test_labels=sample.test_labels[:200])
@@ -107,7 +107,6 @@ def test_a_picture_can_take_the_place_of_the_test_image(call, tiny, tmp_path):
         (["--image", "-1"], "--image -1: test images"),
         (["--image", "none.png"], "none.png"),
         (["--layer", "4"], "--layer 4: this network has 3 convolutions"),
-        (["--only", "kernels"], "kernel_grid"),
     ],
 )
 def test_mistakes_are_reported_before_any_figure_is_drawn(call, options, message, tmp_path):

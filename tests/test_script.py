@@ -1,6 +1,5 @@
 """What the scripts share: errors become one line and an exit status."""
 
-import argparse
 import os
 import subprocess
 import sys
@@ -52,21 +51,6 @@ def test_control_characters_do_not_reach_the_terminal(capsys):
     script.run(raise_(UserError("no file \x1b[31mred\x9b\r.png")))
     assert "no file \\x1b[31mred\\x9b\\r.png" in capsys.readouterr().err
     assert script.printable("T-Shirt aus Köln 衬衫 👕") == "T-Shirt aus Köln 衬衫 👕"
-
-
-def test_parser_reports_mistakes_in_one_line_and_takes_no_abbreviations():
-    parser = script.Parser("test", prog="test.py")
-    parser.add_argument("--epochs", type=script.number(int, 1))
-    for arguments in (["--epochs", "x"], ["--epo", "3"], ["--epochs", "0"], ["--unknown"]):
-        with pytest.raises(UserError, match=r"see python test.py --help$"):
-            parser.parse_args(arguments)
-    assert parser.parse_args(["--epochs", "3"]).epochs == 3
-
-
-@pytest.mark.parametrize("text", ["nan", "inf", "-1", "11", "x", ""])
-def test_number_rejects_what_is_no_number_in_the_range(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="expected a number from 0 to 10, got"):
-        script.number(float, 0, 10)(text)
 
 
 @pytest.mark.parametrize(
