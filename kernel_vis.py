@@ -53,7 +53,8 @@ def main() -> None:
             files.append(save_figure(figure, args.out / f"{name}.png", origin))
     if not args.only:
         files.append(args.out / page.LIVE)
-        for line in live.write(files[-1], inputs.networks, inputs.dataset):
+        answers = torch.stack([s.probabilities.argmax(1) for s in inputs.surveys.values()])
+        for line in live.write(files[-1], inputs.networks, answers, inputs.dataset):
             print(line)
     list_files([*files, page.write_page(args.out)])
 

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-POINTS = 2500  # more would take longer and overlap
+POINTS = 2000  # more would take longer and overlap
 NOTE = (
     "t-SNE: each point is an image, coloured by its true class; errors are circled in black. Names "
     "mark the median of each class. Images close together are similar in the last hidden layer; "

@@ -42,9 +42,14 @@ MORE_THAN_LAYERS = (
 )
 
 
-def write(path: Path, networks: Mapping[str, Network], dataset: Dataset) -> list[str]:
-    """Write the page; return a line for each network that it cannot run."""
-    chosen = choose(networks, dataset)
+def write(
+    path: Path, networks: Mapping[str, Network], answers: Tensor, dataset: Dataset
+) -> list[str]:
+    """Write the page; return a line for each network that it cannot run.
+
+    answers: Classes that the networks predict for the test images, (networks, N).
+    """
+    chosen = choose(answers, dataset.test_labels)
     images = dataset.test_images[chosen]
     entries, omitted = [], []
     for network in networks.values():
@@ -71,13 +76,11 @@ def write(path: Path, networks: Mapping[str, Network], dataset: Dataset) -> list
     return omitted
 
 
-def choose(networks: Mapping[str, Network], dataset: Dataset) -> Tensor:
+def choose(answers: Tensor, labels: Tensor) -> Tensor:
     """Return the indices of four test images of each class; the networks disagree on the last two.
 
     The others are the first that all networks classify correctly.
     """
-    labels = dataset.test_labels
-    answers = torch.stack([n.logits(dataset.test_images).argmax(1) for n in networks.values()])
     disagree, correct = (answers != answers[0]).any(0), (answers == labels).all(0)
     chosen = []
     for label in range(len(CLASSES)):
