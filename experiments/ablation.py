@@ -70,7 +70,7 @@ def list_changes(model: Model, recipe: Recipe) -> list[Settings]:
     shares = (0, 0.1, 0.2) if "dropout" in inspect.signature(model.network).parameters else ()
     return [
         {},
-        *({"shifted": share} for share in (0, 1.0) if share != recipe.shifted),
+        *({"shift_share": share} for share in (0, 1.0) if share != recipe.shift_share),
         {"flip": not recipe.flip},
         {"label_smoothing": 0 if recipe.label_smoothing else 0.05},
         *(

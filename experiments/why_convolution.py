@@ -40,7 +40,7 @@ from fashionmnist import train
 
 NAMES = ("ffn", "cnn")
 WHOLE, PERMUTED = "as it is", "permuted pixels"
-RECIPE = Recipe(epochs=3, batch_size=256, learning_rate=0.02, shift=0, flip=False)
+RECIPE = Recipe(epochs=3, batch_size=256, learning_rate=0.02, max_shift=0, flip=False)
 LEARNING_RATES = {"ffn": 0.02, "cnn": 0.03}  # chosen on validation images
 SIZES = (500, 1_500, 5_000, 15_000)  # numbers of training images, besides all
 QUICK_IMAGES = 5_000

@@ -143,17 +143,17 @@ def normalize(images: Tensor, mean: float, std: float) -> Tensor:
 
 
 class Views:
-    """Augmentation: the images, shifted by up to recipe.shift pixels and mirrored.
+    """Augmentation: the images, shifted by up to recipe.max_shift pixels and mirrored.
 
     From epoch to epoch, each image goes through its shifts in turn and is mirrored every other
     time, as in Jordan, arXiv:2404.00498. The number of shifts is odd, so that with a shift of 1,
-    18 epochs show all 9 shifts, mirrored and not.
+    18 epochs would show all 9 shifts, mirrored and not.
     """
 
     def __init__(self, images: Tensor, recipe: Recipe) -> None:
-        self.recipe, self.side = recipe, 2 * recipe.shift + 1
+        self.recipe, self.side = recipe, 2 * recipe.max_shift + 1
         # A view on every crop: indexing it copies whole rows, not single pixels.
-        self.crops = F.pad(images, [recipe.shift] * 4).unfold(1, SIZE, 1).unfold(2, SIZE, 1)
+        self.crops = F.pad(images, [recipe.max_shift] * 4).unfold(1, SIZE, 1).unfold(2, SIZE, 1)
         # The view of each image in the first epoch.
         self.first = torch.randint(1000, (len(images),)).to(images.device)
 
@@ -161,8 +161,8 @@ class Views:
         """Return the images with these indices as uint8 (N, 28, 28)."""
         view = self.first[indices] + epoch
         place = view % self.side**2
-        if self.recipe.shifted < 1:  # leave some in the centre
-            still = torch.rand(len(indices), device=indices.device) >= self.recipe.shifted
+        if self.recipe.shift_share < 1:  # leave some in the centre
+            still = torch.rand(len(indices), device=indices.device) >= self.recipe.shift_share
             place = place.masked_fill(still, self.side**2 // 2)
         images = self.crops[indices, place // self.side, place % self.side]
         if not self.recipe.flip:

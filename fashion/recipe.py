@@ -17,8 +17,8 @@ class Recipe:
     weight_decay: float = 0.01  # of AdamW and SGD
     warmup: float = 0.1  # share of the steps in which the learning rate rises; then it falls to 0
     label_smoothing: float = 0  # share of each label that is spread over all classes
-    shift: int = 1  # largest shift of an image in pixels, in each direction
-    shifted: float = 1.0  # share of the images that take part; the others stay in the centre
+    max_shift: int = 1  # of an image in each direction, in pixels
+    shift_share: float = 1.0  # of the images that are shifted; the others stay in the centre
     flip: bool = True  # mirror every other view: mirrored clothes keep their class
     model: dict[str, Any] = field(
         default_factory=dict

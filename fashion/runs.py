@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fashion import data, optim
+from fashion import data, dropout, optim
 from fashion.data import Dataset
 from fashion.evaluation import accuracy, predict
 from fashion.files import write
@@ -78,10 +78,10 @@ def source(part: Any) -> str:
 def key(run: Run, dataset: Dataset, train: Any) -> str:
     """Return a short hash of all that determines the weights: settings, data, precision and code.
 
-    `train` is the function that trains. An edit of it, of the file of the network, of data.py or of
-    optim.py gives another key, so that results of old code are never reused.
+    `train` is the function that trains. An edit of it, of the file of the network, or of data.py,
+    dropout.py or optim.py gives another key, so that results of old code are never reused.
     """
-    modules = [sys.modules[type(run.model).__module__], data, optim]
+    modules = [sys.modules[type(run.model).__module__], data, dropout, optim]
     code = [source(part) for part in (*modules, train)]
     settings = [asdict(run.recipe), run.seed, run.environment["precision"]]
     parts = [settings, dataset.fingerprint, dataset.images.device.type, code]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from models import MODELS
 
-RECIPE = replace(MODELS["cnn"].recipe, shift=1, shifted=1, flip=True)
+RECIPE = replace(MODELS["cnn"].recipe, max_shift=1, shift_share=1, flip=True)
 
 
 def test_sample_holds_the_first_images_of_each_class(real, sample):
@@ -113,7 +113,7 @@ def test_shifts_add_black_pixels_at_the_border():
 
 def test_a_share_of_the_images_stays_in_the_centre():
     images = torch.full((3000, 28, 28), 255, dtype=torch.uint8)
-    views = Views(images, replace(RECIPE, shifted=0.3, flip=False))
+    views = Views(images, replace(RECIPE, shift_share=0.3, flip=False))
     shown = views.show(torch.arange(3000), 0)
     centred = (shown == 255).flatten(1).all(1).float().mean()
     # Seven tenths are not shifted, and a ninth of the others by nothing.
@@ -121,7 +121,7 @@ def test_a_share_of_the_images_stays_in_the_centre():
 
 
 def test_without_augmentation_images_stay_as_they_are(tiny):
-    views = Views(tiny.images, replace(RECIPE, shift=0, flip=False))
+    views = Views(tiny.images, replace(RECIPE, max_shift=0, flip=False))
     assert torch.equal(views.show(tiny.train, 3), tiny.images[tiny.train])
 
 

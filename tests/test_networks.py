@@ -56,7 +56,7 @@ def test_logits_have_a_column_for_each_class(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_quick_recipe_has_no_augmentation_and_no_dropout(name):
     quick = MODELS[name].quick
-    assert not quick.shifted
+    assert not quick.shift_share
     assert not quick.flip
     assert all(layer.p == 0 for layer in kinds(MODELS[name].network(**quick.model), nn.Dropout))
 
