@@ -17,7 +17,7 @@ from fashion.script import UserError
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 NEAREST, LANCZOS = Image.Resampling.NEAREST, Image.Resampling.LANCZOS
 Colour = tuple[int, ...]  # red, green, blue, from 0 to 255
@@ -107,9 +107,9 @@ def prepare(photo: Image.Image, name: str) -> tuple[np.ndarray, str | None]:
     background = background_colour(photo)
     plain = is_plain(photo, background)
     trimmed = trim(photo, background) if plain else None
-    for picture in (trimmed, photo):
-        if picture and (original := recover(picture)):
-            return to_grey(original, background_colour(original)), None
+    candidates = [*([trimmed] if trimmed else []), photo, *complete(photo, background)]
+    if original := recover(candidates):
+        return to_grey(original, background_colour(original)), None
     small = photo.copy()
     small.thumbnail((MASK_SIZE, MASK_SIZE), Image.Resampling.BOX)
     if trimmed:
@@ -121,25 +121,43 @@ def prepare(photo: Image.Image, name: str) -> tuple[np.ndarray, str | None]:
     raise UserError(f"{name}: no garment found, the whole picture looks like background")
 
 
-def recover(picture: Image.Image) -> Image.Image | None:
-    """Return the grey image of 28 × 28 pixels that was enlarged to this picture, if one was."""
-    square = picture.width == picture.height and SIZE <= picture.width <= LARGEST
-    if not square or np.ptp(np.asarray(picture), axis=2).max() > GREY:
-        return None
-    grey = np.asarray(picture.convert("L"), dtype=np.float32)
-    centres = resize(grey, SIZE, NEAREST)
+def recover(pictures: list[Image.Image]) -> Image.Image | None:
+    """Return the grey image of 28 × 28 pixels that was enlarged to one of these, if one was."""
     attempts = []
-    for method in INTERPOLATIONS:
-        original = centres
-        for _ in range(5):  # each step at least halves the error
-            enlarged = resize(original, picture.width, method)
-            original = original + centres - resize(enlarged, SIZE, NEAREST)
-        error = np.abs(resize(original, picture.width, method) - grey).mean()
-        attempts.append((float(error), original.clip(0, 255).round().astype(np.uint8)))
-    error, original = min(attempts, key=lambda attempt: attempt[0])
-    background = np.median(grey[[0, 0, -1, -1], [0, -1, 0, -1]])
-    nearly = error < NEARLY * np.abs(grey - background).mean()
-    return Image.fromarray(original).convert("RGB") if nearly else None
+    for picture in pictures:
+        square = picture.width == picture.height and SIZE <= picture.width <= LARGEST
+        if not square or np.ptp(np.asarray(picture), axis=2).max() > GREY:
+            continue
+        grey = np.asarray(picture.convert("L"), dtype=np.float32)
+        centres = resize(grey, SIZE, NEAREST)
+        contrast = np.abs(grey - np.median(grey[[0, 0, -1, -1], [0, -1, 0, -1]])).mean()
+        for method in INTERPOLATIONS:
+            original = centres
+            for _ in range(5):  # each step at least halves the error
+                enlarged = resize(original, picture.width, method)
+                original = original + centres - resize(enlarged, SIZE, NEAREST)
+            error = np.abs(resize(original, picture.width, method) - grey).mean()
+            attempts.append((float(error / max(contrast, 1)), original.clip(0, 255).round()))
+    error, original = min(attempts, key=lambda attempt: attempt[0], default=(1.0, np.empty(0)))
+    return Image.fromarray(original.astype(np.uint8)).convert("RGB") if error < NEARLY else None
+
+
+def complete(photo: Image.Image, background: Colour) -> list[Image.Image]:
+    """Cut off the margin and make the rest a square, as the dataset's images are.
+
+    There, a garment touches two sides, and its middle is that of the image or half a pixel away.
+    """
+    box = ImageChops.difference(photo, Image.new("RGB", photo.size, background)).getbbox()
+    if not box:
+        return []
+    garment = photo.crop(box)
+    edge, squares = max(garment.size), []
+    for half_pixel in (0, edge / SIZE / 2):
+        square = Image.new("RGB", (edge, edge), background)
+        left, top = (math.ceil((edge - x) / 2 + half_pixel * (x < edge)) for x in garment.size)
+        square.paste(garment, (left, top))
+        squares.append(square)
+    return squares
 
 
 def resize(pixels: np.ndarray, edge: int, method: Image.Resampling) -> np.ndarray:

@@ -30,7 +30,8 @@ def prepare_file(path):
     [(1, NEAREST), (2, BICUBIC), (3, LANCZOS), (5, BILINEAR), (10, NEAREST)],
 )
 def test_pictures_of_the_dataset_are_recovered(tiny, factor, method, negative):
-    for frame, colour in ((0, 0), (3 * factor, 255)):
+    # The last margin has the colour of the background, and a width of its own on each side.
+    for frame, colour in ((0, 0), (3 * factor, 255), ((9, 50, 31, 4), 0)):
         for image in tiny.test_images[:2].numpy():
             large = Image.fromarray(image).resize([28 * factor] * 2, method)
             framed = ImageOps.expand(large, frame, colour)
@@ -47,7 +48,7 @@ def test_other_pictures_are_not_taken_for_the_datasets(tiny):
     detailed = Image.fromarray(texture.astype(np.uint8)).convert("RGB")
     coloured = Image.merge("RGB", [large, large, Image.new("L", large.size)])
     shrunk = ImageOps.expand(large, 300).resize((560, 560)).convert("RGB")
-    assert [photo.recover(each) for each in (detailed, coloured, shrunk)] == [None] * 3
+    assert [photo.recover([each]) for each in (detailed, coloured, shrunk)] == [None] * 3
 
 
 # Plain backgrounds
