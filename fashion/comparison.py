@@ -75,6 +75,18 @@ def measure_latency(model: nn.Module, count: int) -> float:
     return float(np.median(times))
 
 
+def sampling_error(values: np.ndarray) -> float:
+    """Return the standard error of a mean over test images, of which there could be others."""
+    return float(values.std() / len(values) ** 0.5)
+
+
+def calibrate(run: Run, dataset: Dataset) -> tuple[float, np.ndarray]:
+    """Return the temperature that fits the validation images, and test probabilities with it."""
+    labels = dataset.labels[dataset.validation].cpu()
+    temperature = evaluation.fit_temperature(run.logits["validation"], labels)
+    return temperature, (run.logits["test"] / temperature).softmax(1).numpy()
+
+
 def measure(run: Run, dataset: Dataset) -> dict[str, Any]:
     """Return the results of a run; averages over mirror images only if it was trained on them."""
     labels, logits = dataset.test_labels.cpu(), run.logits
@@ -86,6 +98,7 @@ def measure(run: Run, dataset: Dataset) -> dict[str, Any]:
         "train_seconds": run.seconds,
         "validation_accuracy": run.history[-1]["validation_accuracy"],
         "test_accuracy": evaluation.accuracy(logits["test"], labels),
+        "test_sampling_error": sampling_error((logits["test"].argmax(1) == labels).numpy()),
         "flip_averaged_accuracy": flipped,
     }
 
@@ -99,9 +112,13 @@ def compare(series: Mapping[str, Sequence[Run]], dataset: Dataset) -> dict[str, 
         correct = [(series[name][0].logits["test"].argmax(1) == labels).numpy() for name in names]
         pair = [models[name]["test_accuracy"]["values"] for name in names]
         mcnemar = {"first": names[0], "second": names[1], "seed": seeds[0]}
-        difference = {"of": f"{names[1]} - {names[0]}", "test_accuracy": compare_paired(*pair)}
-        mcnemar |= mcnemar_exact(*correct)
-        differences.append(difference | {"mcnemar_of_first_seed": mcnemar})
+        difference = {
+            "of": f"{names[1]} - {names[0]}",
+            "test_accuracy": compare_paired(*pair),
+            "test_sampling_error": sampling_error(correct[1] * 1.0 - correct[0]),
+            "mcnemar_of_first_seed": mcnemar | mcnemar_exact(*correct),
+        }
+        differences.append(difference)
     return {"dataset": dataset.title, "seeds": seeds, "models": models, "differences": differences}
 
 
@@ -113,11 +130,14 @@ def summarize_runs(runs: Sequence[Run], dataset: Dataset) -> dict[str, Any]:
     probabilities = [run.probabilities for run in runs]
     measures = [measure(run, dataset) for run in runs]
     values = {key: [each[key] for each in measures] for key in AVERAGED}
-    values["expected_calibration_error"] = [
-        evaluation.calibration(each.numpy(), labels.numpy()).error for each in probabilities
-    ]
+    error = lambda each: evaluation.calibration(each, labels.numpy()).error  # noqa: E731
+    temperatures, calibrated = zip(*(calibrate(run, dataset) for run in runs), strict=True)
+    values["temperature"] = temperatures
+    values["expected_calibration_error"] = [error(each.numpy()) for each in probabilities]
+    values["error_after_temperature_scaling"] = [error(each) for each in calibrated]
     summaries = {k: None if None in v else summarize_values(v) for k, v in values.items()}
     return summaries | {
+        "test_sampling_error": measures[0]["test_sampling_error"],
         "ensemble_accuracy": evaluation.accuracy(torch.stack(probabilities).sum(0), labels),
         "by_class": {
             name: {key: summarize_values([s[key][i].item() for s in scores]) for key in scores[0]}

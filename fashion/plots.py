@@ -1,22 +1,38 @@
 """Figures of training and comparison. `dataset` is the title of a dataset."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
-from fashion.comparison import SUSPICIOUS, Suspect
-from fashion.data import CLASSES, Dataset
+from fashion.comparison import SUSPICIOUS, Suspect, calibrate
+from fashion.data import CLASSES, SIZE, Dataset, Views
 from fashion.evaluation import BINS, calibration
+from fashion.recipe import Recipe
 from fashion.runs import Run
-from fashion.style import GREY, SEQUENTIAL, colour, draw_tiles, label, make_figure, marker, styled
+from fashion.style import (
+    GREY,
+    SEQUENTIAL,
+    VERMILION,
+    colour,
+    draw_tiles,
+    label,
+    make_figure,
+    marker,
+    styled,
+)
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
+MEMBERS, VIEWS = 6, 18  # training images of each class, and views of one of them
 EXAMPLES = 3  # of each class in the figures of predictions
+DISAGREEMENTS = 8  # images that only one of two networks classifies correctly
+CONFUSIONS = 8  # most frequent pairs of true and predicted class
 SUSPECTS = 40  # shown at most
 COSTS = (  # title, format and value of the panels of costs
     ("Parameters", "{:,.0f}", lambda m: m["parameters"]),
@@ -24,7 +40,54 @@ COSTS = (  # title, format and value of the panels of costs
     ("Training time", "{:,.1f} s", lambda m: m["train_seconds"]["mean"]),
     ("Inference time for 1,000 images", "{:,.1f} ms", lambda m: 1e3 * m["latency_seconds"]["1000"]),
 )
+GREYS = {"vmin": 0, "vmax": 255}
 Curve = tuple[str, str, Sequence[Run], str, str]  # label, part, runs, colour, line
+
+# The data
+
+
+@styled()
+def draw_dataset(dataset: Dataset, recipes: Mapping[str, Recipe]) -> Figure:
+    """Draw training images of each class, and views of one in a training with augmentation."""
+    train, images, labels = dataset.train.cpu(), dataset.images.cpu(), dataset.labels.cpu()
+    tiles = np.full((len(CLASSES), MEMBERS, SIZE, SIZE), 255, np.uint8)
+    for number in range(len(CLASSES)):
+        members = train[labels[train] == number][:MEMBERS]
+        tiles[number, : len(members)] = images[members]
+    figure = make_figure(f"Training images, {dataset.title}", 10.5, 10.5)
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1), subplot_kw={"anchor": "N"})
+    names = [text for name in CLASSES for text in (name, *[""] * (MEMBERS - 1))]
+    draw_tiles(left, tiles.reshape(-1, SIZE, SIZE), names, GREYS, MEMBERS)
+    left.set_title(f"{MEMBERS} images of each class", pad=18)
+
+    # A boot, if there is one, since one sees whether it is mirrored.
+    example = int(members[0] if len(members) else train[0])
+    default = Recipe(epochs=VIEWS, batch_size=1, learning_rate=0)
+    name = max(recipes, key=lambda name: bool(augmentation(recipes[name])) * recipes[name].shifted)
+    used = augmentation(recipes[name])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        views = Views(images[[example]], recipes[name] if used else default)
+        shown = [views.show(torch.tensor([0]), epoch)[0].numpy() for epoch in range(VIEWS)]
+    for x, y in draw_tiles(right, np.stack(shown), [""] * VIEWS, GREYS, 3):
+        middle = (SIZE - 1) / 2  # a cross, without which one hardly sees a shift by one pixel
+        right.plot([x, x + SIZE - 1], [y + middle] * 2, color=VERMILION, lw=0.8)
+        right.plot([x + middle] * 2, [y, y + SIZE - 1], color=VERMILION, lw=0.8)
+    title = f"Training image {example} in {VIEWS} epochs of the {label(name)}: {used}"
+    if not used:
+        title = f"Training image {example} with augmentation, which this training does not use: "
+        title += augmentation(default)
+    right.set_title(fill(title, 42), pad=18)
+    return figure
+
+
+def augmentation(recipe: Recipe) -> str:
+    """Return in words how a training changes its images, or an empty text."""
+    shift = f"shifted by up to {recipe.shift} px" if recipe.shift and recipe.shifted else ""
+    if shift and recipe.shifted < 1:
+        shift += f" ({recipe.shifted:.0%} of the time)"
+    return ", ".join(filter(None, (shift, "mirrored every other time" * recipe.flip)))
+
 
 # One network
 
@@ -32,11 +95,18 @@ Curve = tuple[str, str, Sequence[Run], str, str]  # label, part, runs, colour, l
 @styled()
 def draw_loss(run: Run, dataset: str) -> Figure:
     """Draw loss and accuracy of training and validation by epoch."""
-    figure = make_figure(f"Learning curves, {label(run.name)} on {dataset}", 11, 4.6)
+    layers = run.model.modules()
+    harder = {
+        "augmentation": bool(augmentation(run.recipe)),
+        "dropout": any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in layers),
+        "label smoothing": run.recipe.label_smoothing > 0,
+    }
+    title = f"Learning curves, {label(run.name)} on {dataset}\nTraining: means over each epoch"
+    if any(harder.values()):
+        title += f", with {', '.join(key for key, value in harder.items() if value)}"
+    figure = make_figure(title, 11, 4.8)
     training = ("training", "train", [run], GREY, "--")
     draw_curves(figure, [training, ("validation", "validation", [run], colour(run.name), "-")])
-    note = "Training values are means while the weights change, with any augmentation and dropout."
-    figure.supxlabel(note, fontsize=9, color=GREY)
     return figure
 
 
@@ -93,7 +163,7 @@ def draw_images(title: str, images: list[Tensor], names: list[str], columns: int
     figure = make_figure(title if images else f"{title}: none", 1.75 * columns, height)
     if images:
         tiles = np.array([image.cpu().numpy() for image in images])
-        draw_tiles(figure.subplots(), tiles, names, {"vmin": 0, "vmax": 255}, columns)
+        draw_tiles(figure.subplots(), tiles, names, GREYS, columns)
     return figure
 
 
@@ -127,20 +197,44 @@ def draw_comparison(comparison: Mapping[str, Any]) -> Figure:
     """Draw accuracy, F1 scores and costs of all networks; see comparison.compare."""
     models, seeds = comparison["models"], len(comparison["seeds"])
     spread = f", {seeds} seeds per network" if seeds > 1 else ""
-    figure = make_figure(f"Test results on {comparison['dataset']}{spread}", 13, 5 + len(models))
-    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.25, 1)).flat
+    figure = make_figure(f"Test results on {comparison['dataset']}{spread}", 13, 8 + len(models))
+    left, right = figure.subfigures(1, 2, squeeze=False).flat
     draw_scores(left.subplots(), models)
+    upper, lower = right.subfigures(2, 1, squeeze=False, height_ratios=(1.5, 1)).flat
+    draw_confusions(upper.subplots(), models, seeds)
     names, colours = [label(name) for name in models], [colour(name) for name in models]
-    for axes, (title, text, cost) in zip(right.subplots(len(COSTS), 1), COSTS, strict=True):
+    for axes, (title, text, cost) in zip(lower.subplots(2, 2).flat, COSTS, strict=True):
         bars = axes.barh(names, [cost(model) for model in models.values()], 0.65, color=colours)
         axes.bar_label(bars, fmt=text, padding=4, fontsize=9)
         axes.invert_yaxis()
         axes.grid(visible=False)
-        axes.margins(x=0.35)
-        axes.set_title(title, loc="left")
+        axes.margins(x=0.4)
+        axes.set_title(title, loc="left", fontsize=10)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
     return figure
+
+
+def draw_confusions(axes: Axes, models: Mapping[str, Any], seeds: int) -> None:
+    """Draw how often each network makes the confusions that are most frequent in all together."""
+    counts = np.array([model["confusion_matrix"] for model in models.values()]) / seeds
+    counts[:, range(len(CLASSES)), range(len(CLASSES))] = 0
+    order = np.argsort(-counts.sum(0), axis=None, kind="stable")[:CONFUSIONS]
+    pairs = np.unravel_index(order, counts.shape[1:])
+    width = 0.8 / len(models)
+    for number, name in enumerate(models):
+        places = np.arange(CONFUSIONS) + (number - (len(models) - 1) / 2) * width
+        values = counts[number][pairs]
+        bars = axes.barh(places, values, width, color=colour(name), label=label(name))
+        axes.bar_label(bars, fmt="{:.3g}", padding=3, fontsize=8)
+    names = [f"{CLASSES[true]} → {CLASSES[guess]}" for true, guess in zip(*pairs, strict=True)]
+    axes.set_yticks(range(CONFUSIONS), names)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set_title("Most frequent confusions: true → predicted class", loc="left")
+    axes.margins(x=0.08)
+    axes.set_xlabel(f"test images{', mean over seeds' * (seeds > 1)}")
+    axes.legend(loc="lower right")
 
 
 def draw_scores(axes: Axes, models: Mapping[str, Any]) -> None:
@@ -178,34 +272,71 @@ def draw_learning_curves(series: Mapping[str, Sequence[Run]], dataset: str) -> F
 
 
 @styled()
-def draw_calibration(series: Mapping[str, Sequence[Run]], dataset: Dataset) -> Figure:
-    """Draw a reliability diagram: the accuracy of predictions by their confidence.
+def draw_disagreements(first: Run, last: Run, dataset: Dataset) -> Figure:
+    """Draw test images that only one of two networks classifies correctly, with both answers.
 
-    The curves pool the test images of all runs; the errors are means over the runs.
+    Shown are those on which the less confident of both is most confident.
+    """
+    labels, names = dataset.test_labels.cpu().numpy(), (label(first.name), label(last.name))
+    probabilities = np.stack([run.probabilities.numpy() for run in (first, last)])
+    guesses, confidence = probabilities.argmax(2), probabilities.max(2)
+    title = f"Images that only one network classifies correctly, test set of {dataset.title}\n"
+    title += "Those with the most confident answers; probabilities before calibration"
+    figure = make_figure(title, 14, 6.4)
+    for number, part in enumerate(figure.subfigures(2, 1, squeeze=False).flat):
+        right, wrong = guesses[number] == labels, guesses[1 - number] != labels
+        found = np.flatnonzero(right & wrong)
+        chosen = found[np.argsort(-confidence[:, found].min(0), kind="stable")][:DISAGREEMENTS]
+        answers = [
+            [f"{names[row]}: {CLASSES[guesses[row, i]]} {confidence[row, i]:.0%}" for row in (0, 1)]
+            for i in chosen
+        ]
+        texts = [
+            "\n".join([*pair, f"true: {CLASSES[labels[i]]}", f"test image {i}"])
+            for i, pair in zip(chosen, answers, strict=True)
+        ]
+        title = f"{names[number]} correct, {names[1 - number]} wrong"
+        part.suptitle(f"{title}: {len(found):,} of {len(labels):,} images", fontsize=11)
+        if len(chosen):
+            images = dataset.test_images.cpu()[chosen].numpy()
+            draw_tiles(part.subplots(), images, texts, GREYS, DISAGREEMENTS)
+    return figure
+
+
+@styled()
+def draw_calibration(series: Mapping[str, Sequence[Run]], dataset: Dataset) -> Figure:
+    """Draw reliability diagrams: the accuracy of predictions by their confidence.
+
+    The curves pool the test images of all runs; errors and temperatures are means over the runs.
     """
     labels = dataset.test_labels.cpu().numpy()
-    title = f"Reliability diagram, test set of {dataset.title}"
-    figure = make_figure(title, 7.5, 8)
-    axes, shares = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
-    axes.plot([0, 1], [0, 1], "--", color=GREY, label="perfect calibration")
+    figure = make_figure(f"Reliability diagrams, test set of {dataset.title}", 13, 8)
+    panels = figure.subplots(2, 2, height_ratios=(3, 1), sharex=True, sharey="row")
     width = 0.8 / BINS / len(series)
-    for number, (name, runs) in enumerate(series.items()):
-        predicted = [run.probabilities.numpy() for run in runs]
-        error = np.mean([calibration(each, labels).error for each in predicted])
-        pooled = calibration(np.concatenate(predicted), np.tile(labels, len(runs)))
-        text = f"{label(name)}, expected calibration error {error:.1%}"
-        # The accuracy of a handful of images is mostly noise.
-        enough = pooled.share * len(labels) * len(runs) >= 20
-        curve = pooled.confidence[enough], pooled.accuracy[enough]
-        axes.plot(*curve, f"{marker(name)}-", color=colour(name), label=text)
-        centres = pooled.centre + (number - (len(series) - 1) / 2) * width
-        shares.bar(centres, pooled.share, width, color=colour(name))
-    axes.set(title="above the diagonal: underconfident; below it: overconfident", ylabel="accuracy")
-    axes.legend(loc="lower right")
-    shares.set_xlabel("confidence: probability of the predicted class before calibration")
-    shares.set_ylabel("share of images")
-    for axis in (axes.yaxis, shares.xaxis, shares.yaxis):
-        axis.set_major_formatter(PercentFormatter(1))
+    for column, scaled in zip(panels.T, (False, True), strict=True):
+        axes, shares = column
+        axes.plot([0, 1], [0, 1], "--", color=GREY, label="perfect calibration")
+        for number, (name, runs) in enumerate(series.items()):
+            temperatures, calibrated = zip(*(calibrate(run, dataset) for run in runs), strict=True)
+            predicted = calibrated if scaled else [run.probabilities.numpy() for run in runs]
+            error = np.mean([calibration(each, labels).error for each in predicted])
+            pooled = calibration(np.concatenate(predicted), np.tile(labels, len(runs)))
+            text = f"{label(name)}, expected calibration error {error:.1%}"
+            if scaled:
+                text += f", temperature {np.mean(temperatures):.2f}"
+            # The accuracy of a handful of images is mostly noise.
+            enough = pooled.share * len(labels) * len(runs) >= 20
+            curve = pooled.confidence[enough], pooled.accuracy[enough]
+            axes.plot(*curve, f"{marker(name)}-", color=colour(name), label=text)
+            centres = pooled.centre + (number - (len(series) - 1) / 2) * width
+            shares.bar(centres, pooled.share, width, color=colour(name))
+        axes.set_title("after temperature scaling" if scaled else "before calibration")
+        axes.legend(loc="lower right")
+        shares.set_xlabel("confidence: probability of the predicted class")
+        for axis in (axes.yaxis, shares.xaxis, shares.yaxis):
+            axis.set_major_formatter(PercentFormatter(1))
+    panels[0, 0].set_ylabel("accuracy (above the diagonal: underconfident)")
+    panels[1, 0].set_ylabel("share of images")
     return figure
 
 

@@ -81,9 +81,16 @@ def write_results(
     files += [out / f"{name}_{kind}.png" for name in series for kind in KINDS]
     files.append(out / page.METRICS)
 
-    every, figures = [run for runs in series.values() for run in runs], {}
+    every = [run for runs in series.values() for run in runs]
+    recipes = {name: runs[0].recipe for name, runs in series.items()}
+    files.append(save_figure(plots.draw_dataset(dataset, recipes), out / "dataset.png"))
+    figures = {}
     compared = comparison.compare(series, dataset) if len(every) > 1 else {}
     if len(series) > 1:
+        first, *_, last = series
+        pair = [page.source(k, dataset.title, entries[k]["runs"][:1]) for k in (first, last)]
+        figure = plots.draw_disagreements(series[first][0], series[last][0], dataset)
+        files.append(save_figure(figure, out / "disagreements.png", "; ".join(pair)))
         figures["comparison"] = plots.draw_comparison(compared)
         print_differences(compared)
     if len(every) > len(series):
@@ -137,6 +144,8 @@ def print_results(entries: Mapping[str, Any], dataset: Dataset) -> None:
     print(f"\nResults on {dataset.title}, {page.seeds(runs)}{several}")
     for name, *cells in rows:
         print(f"{name:<{widths[0]}}", *map("{:>{}}".format, cells, widths[1:]), sep="   ")
+    errors = (f"{100 * e['test_sampling_error']:.2f} ({label(k)})" for k, e in entries.items())
+    print(f"Sampling error of the {len(dataset.test_labels):,} test images:", *errors, "points")
 
 
 def print_differences(compared: Mapping[str, Any]) -> None:
@@ -145,10 +154,13 @@ def print_differences(compared: Mapping[str, Any]) -> None:
         test, mcnemar = difference["test_accuracy"], difference["mcnemar_of_first_seed"]
         first, second = label(mcnemar["first"]), label(mcnemar["second"])
         ends = " to ".join(f"{100 * end:+.2f}" for end in test["ci95"] or ())
-        interval = f" (95% interval over seeds: {ends})" if ends else ""
+        interval = f"95% interval over seeds: {ends}; " if ends else ""
+        interval += (
+            f"sampling error of the test images: {100 * difference['test_sampling_error']:.2f}"
+        )
         print(
             f"\nTest accuracy of {second} minus that of {first}: {100 * test['mean']:+.2f} points"
-            f"{interval}.\nWith seed {mcnemar['seed']}, only {second} classifies "
+            f" ({interval}).\nWith seed {mcnemar['seed']}, only {second} classifies "
             f"{mcnemar['only_second_correct']} images correctly, and only {first} "
             f"{mcnemar['only_first_correct']} (McNemar's exact test: p = {mcnemar['p_value']:.2g})."
         )

@@ -21,7 +21,7 @@ def certain(predictions):
 @pytest.fixture(scope="module")
 def series(finished, tiny):
     """Two runs of each of three networks, wrong on a given number of the first test images."""
-    truth, series = tiny.test_labels, {}
+    truth, held_out, series = tiny.test_labels, tiny.labels[tiny.validation], {}
     for name, wrong in {"narrow": (60, 30), "wide": (15, 0), "deep": (15, 45)}.items():
         series[name] = []
         for run, count in zip(finished["ffn"], wrong, strict=True):
@@ -31,7 +31,9 @@ def series(finished, tiny):
             logits = {
                 "test": certain(predictions) / (5 if run.seed == 0 else 1),
                 "mirrored": mirrored,
-                "validation": certain(tiny.labels[tiny.validation]),
+                "validation": certain(
+                    torch.where(torch.arange(200) < 40, (held_out + 1) % 10, held_out)
+                ),
             }
             recipe = replace(run.recipe, flip=name != "wide")
             series[name].append(replace(run, name=name, recipe=recipe, logits=logits))
@@ -88,6 +90,12 @@ def test_each_network_is_summarized_over_its_seeds(compared, series, tiny):
     # Seed 0 gives logits of 4 and nine times 0, and is right in 80 %; seed 1 is certain.
     errors = [np.exp(4) / (np.exp(4) + 9) - 0.8, 0.1]
     assert narrow["expected_calibration_error"]["values"] == pytest.approx(errors, abs=1e-6)
+    # The same for 80 % of the validation images, which a logit of ln(36) would fit.
+    assert narrow["temperature"]["values"] == pytest.approx([20 / np.log(36)] * 2, rel=1e-3)
+    low = 36**0.2 / (36**0.2 + 9)
+    after = narrow["error_after_temperature_scaling"]["values"]
+    assert after == pytest.approx([0.8 - low, 0.9 - 0.8], abs=1e-3)
+    assert narrow["test_sampling_error"] == pytest.approx(np.sqrt(0.8 * 0.2 / 300))
     assert narrow["ensemble_accuracy"] == 0.9  # where the runs disagree, the certain one decides
     coats = tiny.test_labels == CLASSES.index("Coat")
     recall = [1 - int(coats[:wrong].sum()) / int(coats.sum()) for wrong in (60, 30)]
@@ -102,6 +110,9 @@ def test_every_pair_of_networks_is_compared(compared):
     assert list(differences) == ["wide - narrow", "deep - narrow", "deep - wide"]
     values = differences["wide - narrow"]["test_accuracy"]["values"]
     assert values == pytest.approx([0.15, 0.1])
+    # 45 differences of 1 and 255 of 0.
+    error = np.sqrt(0.15 * 0.85 / 300)
+    assert differences["wide - narrow"]["test_sampling_error"] == pytest.approx(error)
     mcnemar = differences["wide - narrow"]["mcnemar_of_first_seed"]
     assert mcnemar.pop("p_value") == pytest.approx(2 * 0.5**45)
     counts = {"only_first_correct": 0, "only_second_correct": 45}

@@ -77,6 +77,7 @@ def test_all_files_are_written_and_listed(outputs):
     names = {f"{name}_{ending}" for name in MODELS for ending in NETWORK_FILES}
     names |= {f"{name}.safetensors" for name in MODELS}
     names |= {"metrics.json", "comparison.png", "report.html"}
+    names |= {"dataset.png", "disagreements.png"}
     assert {path.name for path in outputs.iterdir()} == names | {"runs", "stdout"}
     listed = (outputs / "stdout").read_text()
     assert all(str(outputs / name) in listed for name in names)

@@ -14,7 +14,7 @@ def pictures(text):
 
 def below(text, heading):
     """The addresses of the pictures below a heading."""
-    return pictures(text.partition(f"<h2>{heading}</h2>")[2].split("<h2>")[0])
+    return pictures(text.partition(f">{heading}</h2>")[2].split("<h2 ")[0])
 
 
 def table(text):
@@ -27,7 +27,8 @@ def entry(*accuracies, dataset="Fashion-MNIST", flip=0.9375):
     brief = {"parameters": 7850, "train_seconds": 125.0, "validation_accuracy": 0.875}
     brief["flip_averaged_accuracy"] = flip
     runs = [brief | {"seed": n, "test_accuracy": each} for n, each in enumerate(accuracies, 3)]
-    settings = {"recipe": {"batch_size": 512, "model": {}}, "environment": {"device": "a CPU"}}
+    recipe = {"batch_size": 512, "model": {}, "flip": True, "shifted": 0}
+    settings = {"recipe": recipe, "environment": {"device": "a CPU"}}
     return {"dataset": dataset, "runs": runs, "tested_at": "2026-01-02T03:04:05", **settings}
 
 
@@ -49,8 +50,9 @@ def test_table_shows_every_network(tmp_path):
     assert rows["Training time"][1] == "2 min 5 s" and rows["Validation accuracy"][1] == "87.50%"
     assert rows["Test accuracy"] == ["85.00% ± 7.07%", "95.00%", "50.00%"]
     assert rows["Test accuracy with mirror images"] == ["93.75% ± 0.00%", "93.75%", "–"]
-    assert rows["Recipe"][0] == "batch size 512, model {}"
-    assert rows["Environment"][0] == "device a CPU" and rows["Tested at"][0].startswith("2026")
+    assert rows["Batch size"] == ["512"] * 3 and rows["Model"] == ["defaults"] * 3
+    assert rows["Flip"] == ["yes"] * 3 and rows["Shifted"] == ["none"] * 3
+    assert rows["Device"] == ["a CPU"] * 3 and rows["Tested"][0] == "2026-01-02 03:04:05"
 
 
 def test_pictures_stand_below_their_subject_and_say_what_they_are_from(tmp_path):
@@ -62,7 +64,10 @@ def test_pictures_stand_below_their_subject_and_say_what_they_are_from(tmp_path)
     assert below(shown, "Training and predictions") == ["cnn_loss.png", "ffn_loss.png"]
     assert below(shown, "What the networks have learned") == ["saliency.png"]
     assert shown.count("FFN on Fashion-MNIST, seed 3: 80.00% test accuracy<") == 2
-    assert shown.count('width="30" height="30"') == 4
+    assert shown.count('width="22" height="22"') == 4  # three quarters of the pixels
+    assert shown.count("<figure ") == 3 and shown.count("<figcaption>Look for ") == 3
+    for anchor in ("Comparison", "Learning_curves", "Saliency_maps"):
+        assert f'<a href="#{anchor}">' in shown and f' id="{anchor}">' in shown
     assert "<script" not in shown and "//" not in shown  # it loads nothing but the pictures
 
 

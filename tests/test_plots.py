@@ -1,13 +1,16 @@
 from dataclasses import replace
+from itertools import product
 
 from fashion import plots, style
 from fashion.comparison import Suspect
-from fashion.data import CLASSES
-from fashion.evaluation import calibration
+from fashion.data import CLASSES, Views
+from fashion.evaluation import calibration, fit_temperature
+from fashion.recipe import Recipe
 from fashion.style import label, styled
 
 import numpy as np
 import pytest
+import torch
 
 TITLE = "Fashion-MNIST sample, 10,000 images"
 PARTS = ("training", "validation")
@@ -31,16 +34,37 @@ def texts(things):
     return [thing.get_text() for thing in things]
 
 
-def tiles(figure):
-    """Images and names of a figure of images."""
-    (axes,) = figure.axes
+def tiles(figure, panel=0):
+    """Images and names in a panel of a figure of images."""
+    axes = figure.axes[panel]
     return [image.get_array() for image in axes.images], texts(axes.texts)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_dataset_shows_training_images_of_each_class_and_views_of_one(tiny, quick):
+    recipe = Recipe(epochs=1, batch_size=1, learning_rate=1, shifted=0.5)
+    still = replace(recipe, shifted=0, flip=False)
+    figure = uncut(plots.draw_dataset(tiny, {"ffn": still, "cnn": still if quick else recipe}))
+    drawn, names = tiles(figure)
+    assert names[::6] == list(CLASSES)
+    for number in range(10):
+        first = [i for i in tiny.train.tolist() if tiny.labels[i] == number][:6]
+        assert (np.array(drawn[6 * number :][:6]) == tiny.images[first].numpy()).all()
+    drawn, _ = tiles(figure, 1)
+    title = " ".join(figure.axes[1].get_title().split())
+    assert f"image {first[0]} " in title and ("does not use" in title) == quick
+    assert ("of the CNN" in title) != quick and ("50% of the time" in title) != quick
+    views = Views(tiny.images[first[:1]], replace(recipe, shifted=1.0))
+    possible = {views.show(torch.tensor([0]), n).numpy().tobytes() for n in range(18)}
+    shown = {np.asarray(each).tobytes() for each in drawn}
+    assert len(possible) == 18 and shown <= possible and (shown == possible) == quick
 
 
 @pytest.mark.parametrize("epochs", [1, 5])
 def test_learning_curves_show_training_and_validation(finished, epochs):
     history = HISTORY[:epochs]
     figure = plots.draw_loss(replace(finished["cnn"][0], history=history), TITLE)
+    assert figure.get_suptitle().endswith("with augmentation, dropout, label smoothing")
     for axes, measure in zip(figure.axes, ("loss", "accuracy"), strict=True):
         curves = [list(line.get_ydata()) for line in axes.get_lines()]
         expected = [[row[key] for row in history] for key in KEYS if measure in key]
@@ -110,11 +134,17 @@ def test_comparison_shows_scores_and_costs_of_every_network(seeds):
             "multiply_accumulates": 2_500_000,
             "train_seconds": {"mean": 12},
             "latency_seconds": {"1000": 0.25},
+            "confusion_matrix": np.arange(100).reshape(10, 10) * seeds + place,
         }
     comparison = {"dataset": TITLE, "seeds": list(range(seeds)), "models": models}
     figure = uncut(plots.draw_comparison(comparison))
     assert ("3 seeds" in figure.get_suptitle()) == (seeds > 1)
-    axes, *costs = figure.axes
+    axes, confusions, *costs = figure.axes
+    pairs = texts(confusions.get_yticklabels())  # the last is on the diagonal
+    assert pairs[:2] == ["Ankle boot → Bag", "Ankle boot → Sneaker"] and len(pairs) == 8
+    for place, bars in enumerate(confusions.containers):
+        widths = [98, 97, 96, 95, 94, 93, 92, 91]
+        assert [bar.get_width() for bar in bars] == pytest.approx(np.add(widths, place / seeds))
     assert ("seeds" in axes.get_title("left")) == (seeds > 1)
     assert texts(axes.get_yticklabels()) == [*CLASSES[::-1], "All (accuracy)"]  # by their scores
     drawn = zip(NAMES, (0.85, 0.89, 0.93), axes.get_lines(), axes.collections[1:], strict=True)
@@ -130,16 +160,44 @@ def test_comparison_shows_scores_and_costs_of_every_network(seeds):
     assert [axes.texts[2].get_text() for axes in costs[1:]] == ["2.50 M", "12.0 s", "250.0 ms"]
 
 
+def test_disagreements_show_both_answers_to_the_same_image(finished, tiny):
+    first, last = finished["ffn"][0], finished["cnn"][1]
+    figure = uncut(plots.draw_disagreements(first, last, tiny))
+    labels = tiny.test_labels
+    probabilities = torch.stack([run.logits["test"].softmax(1) for run in (first, last)])
+    confidence, guesses = probabilities.max(2)
+    for panel, (part, right) in enumerate(zip(figure.subfigs, ("FFN", "CNN"), strict=True)):
+        only = (guesses[panel] == labels) & (guesses[1 - panel] != labels)
+        assert part.get_suptitle().startswith(f"{right} correct, ")
+        assert part.get_suptitle().endswith(f": {int(only.sum())} of 300 images")
+        surest = sorted(only.nonzero()[:, 0].tolist(), key=lambda i: -confidence[:, i].min())[:8]
+        drawn, names = tiles(figure, panel)
+        assert (np.array(drawn) == tiny.test_images[surest].numpy()).all()
+        for name, i in zip(names, surest, strict=True):
+            ffn, cnn = (
+                f"{CLASSES[g[i]]} {p[i]:.0%}" for g, p in zip(guesses, confidence, strict=True)
+            )
+            true = f"true: {CLASSES[labels[i]]}\ntest image {i}"
+            assert name == f"FFN: {ffn}\nCNN: {cnn}\n{true}"
+
+
 def test_calibration_pools_the_runs_of_every_network(finished, tiny):
-    axes, shares = uncut(plots.draw_calibration(finished, tiny)).axes
-    labels, curves = tiny.test_labels.numpy(), axes.get_lines()[1:]
-    for (name, runs), curve, bars in zip(finished.items(), curves, shares.containers, strict=True):
-        predicted = [run.probabilities.numpy() for run in runs]
+    panels = uncut(plots.draw_calibration(finished, tiny)).axes
+    labels, held_out = tiny.test_labels.numpy(), tiny.labels[tiny.validation]
+    for column, (name, runs) in product((0, 1), finished.items()):
+        number = list(finished).index(name)
+        curve, bars = panels[column].get_lines()[1 + number], panels[2 + column].containers[number]
+        fitted = [fit_temperature(run.logits["validation"], held_out) for run in runs]
+        used = fitted if column else (1, 1)
+        predicted = [(r.logits["test"] / t).softmax(1) for r, t in zip(runs, used, strict=True)]
         pooled = calibration(np.concatenate(predicted), np.tile(labels, 2))
-        assert [bar.get_height() for bar in bars] == list(pooled.share)
-        assert list(curve.get_ydata()) == list(pooled.accuracy[pooled.share * 600 >= 20])
-        error = np.mean([calibration(each, labels).error for each in predicted])
-        assert curve.get_label() == f"{label(name)}, expected calibration error {error:.1%}"
+        assert [bar.get_height() for bar in bars] == pytest.approx(pooled.share)
+        expected = pooled.accuracy[pooled.share * 600 >= 20]
+        assert list(curve.get_ydata()) == pytest.approx(expected)
+        error = np.mean([calibration(each.numpy(), labels).error for each in predicted])
+        text = f"{label(name)}, expected calibration error {error:.1%}"
+        text += f", temperature {np.mean(fitted):.2f}" if column else ""
+        assert curve.get_label() == text
 
 
 def test_suspects_show_image_label_and_prediction(tiny):

@@ -11,7 +11,14 @@ from PIL import Image
 
 FIRST = ("loss.png", "confusion.png", "correct.png", "incorrect.png")
 SERIES = ("comparison.png", "learning_curves.png", "calibration.png", "suspect_labels.png")
-SERIES += ("comparison.json", "suspect_labels.csv", "metrics.json", "report.html")
+SERIES += (
+    "dataset.png",
+    "disagreements.png",
+    "comparison.json",
+    "suspect_labels.csv",
+    "metrics.json",
+    "report.html",
+)
 
 
 def metrics(folder):
@@ -76,20 +83,26 @@ def test_several_seeds_are_compared_in_files_and_sentences(several, finished, ti
     out = (several / "printed.txt").read_text()
     title, head, *table = out[out.index("Results on") :].split("\n\n")[0].splitlines()
     assert title == f"Results on {tiny.title}, seeds 0, 1: mean ± standard deviation"
-    assert head.split() == ["FFN", "CNN"] and len({len(line) for line in table}) == 1
+    assert head.split() == ["FFN", "CNN"] and len({len(line) for line in table[:-1]}) == 1
+    errors = (entry["test_sampling_error"] for entry in metrics(several).values())
+    assert table[-1].endswith("{:.2f} (FFN) {:.2f} (CNN) points".format(*(100 * e for e in errors)))
     compared = json.loads((several / "comparison.json").read_bytes())
     cnn = compared["models"]["cnn"]["test_accuracy"]
     assert f"{cnn['mean']:.2%} ± {cnn['std']:.2%}" in table[3]
     (difference,) = compared["differences"]
     test, mcnemar = difference["test_accuracy"], difference["mcnemar_of_first_seed"]
     ends = " to ".join(f"{100 * end:+.2f}" for end in test["ci95"])
-    points = f"{100 * test['mean']:+.2f} points (95% interval over seeds: {ends})"
+    error = f"sampling error of the test images: {100 * difference['test_sampling_error']:.2f}"
+    points = f"{100 * test['mean']:+.2f} points (95% interval over seeds: {ends}; {error})"
     assert f"Test accuracy of CNN minus that of FFN: {points}." in out
     counts = [mcnemar[f"only_{each}_correct"] for each in ("second", "first")]
     assert "only CNN classifies {} images correctly, and only FFN {} (".format(*counts) in out
     written = {path.name for path in several.iterdir()} - {"printed.txt"}
     assert written == set(SERIES)
     assert all(f"  {several / name}\n" in out for name in (*written, "ffn.safetensors"))
+    (origin,) = {Image.open(several / name).info["Source"] for name in SERIES[:4]}
+    assert origin.count("seeds 0, 1") == 2
+    assert Image.open(several / "disagreements.png").info["Source"].count("seed 0:") == 2
     rows = (several / "suspect_labels.csv").read_text().splitlines()
     suspects = comparison.find_suspects([*finished["ffn"], *finished["cnn"]], tiny)
     assert rows[0].startswith("part,image,label,") and len(rows) == 1 + len(suspects) > 1
@@ -102,7 +115,8 @@ def test_one_network_keeps_the_others_and_replaces_only_its_own(tmp_path, finish
     report.write_results(tmp_path, {"ffn": finished["ffn"][1:]}, tiny)
     seeds = {name: entry["seed"] for name, entry in metrics(tmp_path).items()}
     assert seeds == {"ffn": 1, "cnn": 0}
-    assert len(list(tmp_path.iterdir())) == 2  # nothing to compare
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"metrics.json", "report.html", "dataset.png"}  # nothing to compare
     out = capsys.readouterr().out
-    assert f"Results on {tiny.title}, seed 1\n" in out and "±" not in out and "points" not in out
+    assert f"Results on {tiny.title}, seed 1\n" in out and "±" not in out and "minus" not in out
     assert f"kernel_vis.py --checkpoint {tmp_path} --out {tmp_path} --data-dir '" in out
