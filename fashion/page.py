@@ -77,6 +77,15 @@ MEASURES = {  # label of a row, and how its values are written
     "test_accuracy": ("Test accuracy", "{:.2%}".format),
     "flip_averaged_accuracy": ("Test accuracy with mirror images", "{:.2%}".format),
 }
+SETTINGS = {  # where the name of the field says too little
+    "learning_rate": "Highest learning rate",
+    "warmup": "Warm-up (share of the steps)",
+    "shift": "Largest shift (pixels)",
+    "shifted": "Share of shifted images",
+    "flip": "Mirrored images",
+    "model": "Arguments of the network",
+    "torch": "PyTorch",
+}
 NOTE = """<p>Results of several seeds: mean ± standard deviation. Another test set would also
 change them: for 94% of 10,000 images, its standard error is 0.24 points. Test accuracy with mirror
 images: each prediction is the mean over an image and its mirror image.</p>
@@ -87,7 +96,6 @@ HEAD = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
 :root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }
 body { max-width: 80rem; margin: auto; padding: 1rem; }
-h1, h2 { line-height: 1.2; }
 h2 { margin-top: 3rem; }
 table { display: block; overflow-x: auto; border-collapse: collapse; }
 td { padding: .3rem 1rem .3rem 0; vertical-align: top; border-bottom: 1px solid #8886; }
@@ -136,7 +144,7 @@ def settings(entry: Mapping[str, Any]) -> dict[str, str]:
             value = ", ".join(f"{name} {each}" for name, each in value.items()) or "defaults"
         elif isinstance(value, bool):
             value = "yes" if value else "no"
-        texts[key.replace("_", " ").capitalize()] = str(value or "none")
+        texts[SETTINGS.get(key, key.replace("_", " ").capitalize())] = str(value or "none")
     return texts | {"Tested": entry["tested_at"].replace("T", " ").replace("+00:00", " UTC")}
 
 
@@ -145,12 +153,6 @@ def table(columns: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
     names = dict.fromkeys(name for each in columns.values() for name in each)
     rows = ([name, *(each.get(name, "–") for each in columns.values())] for name in names)
     return [["", *columns], *rows]
-
-
-def to_html(columns: Mapping[str, Mapping[str, str]]) -> str:
-    """Return a table as HTML."""
-    cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in table(columns))
-    return "<table>\n" + "".join(f"<tr>{line}</tr>\n" for line in cells) + "</table>\n"
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -183,13 +185,13 @@ def write_page(folder: Path) -> Path:
             for place, content in images.items():
                 if content:
                     name = f' id="{title.replace(" ", "_")}"' if place == heading else ""
-                    text = f"<figcaption>{look}</figcaption>"
-                    sections[place] += f"<figure{name}>\n{content}{text}</figure>\n"
-    if results:
-        columns = {label(name): column(entry) for name, entry in results.items()}
-        sections["Results"] = to_html(columns) + NOTE
-        columns = {label(name): settings(entry) for name, entry in results.items()}
-        sections["Settings"] = to_html(columns)
+                    figure = f"<figure{name}>\n{content}<figcaption>{look}</figcaption></figure>\n"
+                    sections[place] += figure
+    for heading, texts in (("Results", column), ("Settings", settings)) if results else ():
+        rows = table({label(name): texts(entry) for name, entry in results.items()})
+        cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
+        lines = "".join(f"<tr>{line}</tr>\n" for line in cells)
+        sections[heading] = f"<table>\n{lines}</table>\n{NOTE if heading == 'Results' else ''}"
     if (folder / LIVE).is_file():
         live = f'<p><a href="{LIVE}">Distort a picture and watch the predictions change</a></p>\n'
         sections["What the networks have learned"] += live

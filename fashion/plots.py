@@ -9,17 +9,7 @@ from fashion.data import CLASSES, SIZE, Dataset, Views
 from fashion.evaluation import BINS, calibration
 from fashion.recipe import Recipe
 from fashion.runs import Run
-from fashion.style import (
-    GREY,
-    SEQUENTIAL,
-    VERMILION,
-    colour,
-    draw_tiles,
-    label,
-    make_figure,
-    marker,
-    styled,
-)
+from fashion.style import GREY, SEQUENTIAL, colour, draw_tiles, label, make_figure, marker, styled
 
 import numpy as np
 import torch
@@ -62,21 +52,20 @@ def draw_dataset(dataset: Dataset, recipes: Mapping[str, Recipe]) -> Figure:
 
     # A boot, if there is one, since one sees whether it is mirrored.
     example = int(members[0] if len(members) else train[0])
-    default = Recipe(epochs=VIEWS, batch_size=1, learning_rate=0)
-    name = max(recipes, key=lambda name: bool(augmentation(recipes[name])) * recipes[name].shifted)
-    used = augmentation(recipes[name])
+    name = max(recipes, key=lambda each: recipes[each].shifted)
+    recipe, use = recipes[name], f"in {VIEWS} epochs of the {label(name)}"
+    if not augmentation(recipe):
+        recipe = Recipe(epochs=VIEWS, batch_size=1, learning_rate=0)
+        use = "with augmentation, which this training does not use"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        views = Views(images[[example]], recipes[name] if used else default)
+        views = Views(images[[example]], recipe)
         shown = [views.show(torch.tensor([0]), epoch)[0].numpy() for epoch in range(VIEWS)]
-    for x, y in draw_tiles(right, np.stack(shown), [""] * VIEWS, GREYS, 3):
-        middle = (SIZE - 1) / 2  # a cross, without which one hardly sees a shift by one pixel
-        right.plot([x, x + SIZE - 1], [y + middle] * 2, color=VERMILION, lw=0.8)
-        right.plot([x + middle] * 2, [y, y + SIZE - 1], color=VERMILION, lw=0.8)
-    title = f"Training image {example} in {VIEWS} epochs of the {label(name)}: {used}"
-    if not used:
-        title = f"Training image {example} with augmentation, which this training does not use: "
-        title += augmentation(default)
+    x, y = np.transpose(draw_tiles(right, np.stack(shown), [""] * VIEWS, GREYS, 3))
+    # A cross at the centre, without which one hardly sees a shift by one pixel.
+    right.hlines(y + (SIZE - 1) / 2, x, x + SIZE - 1, "red", lw=0.8)
+    right.vlines(x + (SIZE - 1) / 2, y, y + SIZE - 1, "red", lw=0.8)
+    title = f"Training image {example} {use}: {augmentation(recipe)}"
     right.set_title(fill(title, 42), pad=18)
     return figure
 
@@ -95,15 +84,11 @@ def augmentation(recipe: Recipe) -> str:
 @styled()
 def draw_loss(run: Run, dataset: str) -> Figure:
     """Draw loss and accuracy of training and validation by epoch."""
-    layers = run.model.modules()
-    harder = {
-        "augmentation": bool(augmentation(run.recipe)),
-        "dropout": any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in layers),
-        "label smoothing": run.recipe.label_smoothing > 0,
-    }
-    title = f"Learning curves, {label(run.name)} on {dataset}\nTraining: means over each epoch"
-    if any(harder.values()):
-        title += f", with {', '.join(key for key, value in harder.items() if value)}"
+    dropout = any(isinstance(each, nn.Dropout) and each.p > 0 for each in run.model.modules())
+    used = {"augmentation": augmentation(run.recipe), "dropout": dropout}
+    used["label smoothing"] = run.recipe.label_smoothing
+    conditions = ["means over each epoch", *(f"with {key}" for key, value in used.items() if value)]
+    title = f"Learning curves, {label(run.name)} on {dataset}\nTraining: {', '.join(conditions)}"
     figure = make_figure(title, 11, 4.8)
     training = ("training", "train", [run], GREY, "--")
     draw_curves(figure, [training, ("validation", "validation", [run], colour(run.name), "-")])
@@ -284,17 +269,12 @@ def draw_disagreements(first: Run, last: Run, dataset: Dataset) -> Figure:
     title += "Those with the most confident answers; probabilities before calibration"
     figure = make_figure(title, 14, 6.4)
     for number, part in enumerate(figure.subfigures(2, 1, squeeze=False).flat):
-        right, wrong = guesses[number] == labels, guesses[1 - number] != labels
-        found = np.flatnonzero(right & wrong)
+        found = np.flatnonzero((guesses[number] == labels) & (guesses[1 - number] != labels))
         chosen = found[np.argsort(-confidence[:, found].min(0), kind="stable")][:DISAGREEMENTS]
-        answers = [
-            [f"{names[row]}: {CLASSES[guesses[row, i]]} {confidence[row, i]:.0%}" for row in (0, 1)]
-            for i in chosen
-        ]
-        texts = [
-            "\n".join([*pair, f"true: {CLASSES[labels[i]]}", f"test image {i}"])
-            for i, pair in zip(chosen, answers, strict=True)
-        ]
+        texts = [f"true: {CLASSES[labels[i]]}\ntest image {i}" for i in chosen]
+        for row in (1, 0):
+            answers = (f"{CLASSES[guesses[row, i]]} {confidence[row, i]:.0%}" for i in chosen)
+            texts = [f"{names[row]}: {a}\n{text}" for a, text in zip(answers, texts, strict=True)]
         title = f"{names[number]} correct, {names[1 - number]} wrong"
         part.suptitle(f"{title}: {len(found):,} of {len(labels):,} images", fontsize=11)
         if len(chosen):
@@ -313,8 +293,7 @@ def draw_calibration(series: Mapping[str, Sequence[Run]], dataset: Dataset) -> F
     figure = make_figure(f"Reliability diagrams, test set of {dataset.title}", 13, 8)
     panels = figure.subplots(2, 2, height_ratios=(3, 1), sharex=True, sharey="row")
     width = 0.8 / BINS / len(series)
-    for column, scaled in zip(panels.T, (False, True), strict=True):
-        axes, shares = column
+    for (axes, shares), scaled in zip(panels.T, (False, True), strict=True):
         axes.plot([0, 1], [0, 1], "--", color=GREY, label="perfect calibration")
         for number, (name, runs) in enumerate(series.items()):
             temperatures, calibrated = zip(*(calibrate(run, dataset) for run in runs), strict=True)
@@ -322,8 +301,7 @@ def draw_calibration(series: Mapping[str, Sequence[Run]], dataset: Dataset) -> F
             error = np.mean([calibration(each, labels).error for each in predicted])
             pooled = calibration(np.concatenate(predicted), np.tile(labels, len(runs)))
             text = f"{label(name)}, expected calibration error {error:.1%}"
-            if scaled:
-                text += f", temperature {np.mean(temperatures):.2f}"
+            text += f", temperature {np.mean(temperatures):.2f}" * scaled
             # The accuracy of a handful of images is mostly noise.
             enough = pooled.share * len(labels) * len(runs) >= 20
             curve = pooled.confidence[enough], pooled.accuracy[enough]

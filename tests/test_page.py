@@ -50,8 +50,10 @@ def test_table_shows_every_network(tmp_path):
     assert rows["Training time"][1] == "2 min 5 s" and rows["Validation accuracy"][1] == "87.50%"
     assert rows["Test accuracy"] == ["85.00% ± 7.07%", "95.00%", "50.00%"]
     assert rows["Test accuracy with mirror images"] == ["93.75% ± 0.00%", "93.75%", "–"]
-    assert rows["Batch size"] == ["512"] * 3 and rows["Model"] == ["defaults"] * 3
-    assert rows["Flip"] == ["yes"] * 3 and rows["Shifted"] == ["none"] * 3
+    assert (
+        rows["Batch size"] == ["512"] * 3 and rows["Arguments of the network"] == ["defaults"] * 3
+    )
+    assert rows["Mirrored images"][0] == "yes" and rows["Share of shifted images"][0] == "none"
     assert rows["Device"] == ["a CPU"] * 3 and rows["Tested"][0] == "2026-01-02 03:04:05"
 
 
