@@ -80,8 +80,8 @@ MEASURES = {  # label of a row, and how its values are written
 SETTINGS = {  # where the name of the field says too little
     "learning_rate": "Highest learning rate",
     "warmup": "Warm-up (share of the steps)",
-    "shift": "Largest shift (pixels)",
-    "shifted": "Share of shifted images",
+    "max_shift": "Largest shift (pixels)",
+    "shift_share": "Share of shifted images",
     "flip": "Mirrored images",
     "model": "Arguments of the network",
     "torch": "PyTorch",

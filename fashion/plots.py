@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-MEMBERS, VIEWS = 6, 18  # training images of each class, and views of one of them
+MEMBERS, VIEWS = 6, 18  # training images of each class, and most views of one of them
 EXAMPLES = 3  # of each class in the figures of predictions
 DISAGREEMENTS = 8  # images that only one of two networks classifies correctly
 CONFUSIONS = 8  # most frequent pairs of true and predicted class
@@ -52,16 +52,17 @@ def draw_dataset(dataset: Dataset, recipes: Mapping[str, Recipe]) -> Figure:
 
     # A boot, if there is one, since one sees whether it is mirrored.
     example = int(members[0] if len(members) else train[0])
-    name = max(recipes, key=lambda each: recipes[each].shifted)
-    recipe, use = recipes[name], f"in {VIEWS} epochs of the {label(name)}"
+    name = max(recipes, key=lambda each: recipes[each].shift_share)
+    recipe, count = recipes[name], min(VIEWS, recipes[name].epochs)
+    use = f"in {count} epochs of the {label(name)}"
     if not augmentation(recipe):
-        recipe = Recipe(epochs=VIEWS, batch_size=1, learning_rate=0)
+        recipe, count = Recipe(epochs=VIEWS, batch_size=1, learning_rate=0), VIEWS
         use = "with augmentation, which this training does not use"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         views = Views(images[[example]], recipe)
-        shown = [views.show(torch.tensor([0]), epoch)[0].numpy() for epoch in range(VIEWS)]
-    x, y = np.transpose(draw_tiles(right, np.stack(shown), [""] * VIEWS, GREYS, 3))
+        shown = [views.show(torch.tensor([0]), epoch)[0].numpy() for epoch in range(count)]
+    x, y = np.transpose(draw_tiles(right, np.stack(shown), [""] * count, GREYS, 3))
     # A cross at the centre, without which one hardly sees a shift by one pixel.
     right.hlines(y + (SIZE - 1) / 2, x, x + SIZE - 1, "red", lw=0.8)
     right.vlines(x + (SIZE - 1) / 2, y, y + SIZE - 1, "red", lw=0.8)
@@ -72,10 +73,11 @@ def draw_dataset(dataset: Dataset, recipes: Mapping[str, Recipe]) -> Figure:
 
 def augmentation(recipe: Recipe) -> str:
     """Return in words how a training changes its images, or an empty text."""
-    shift = f"shifted by up to {recipe.shift} px" if recipe.shift and recipe.shifted else ""
-    if shift and recipe.shifted < 1:
-        shift += f" ({recipe.shifted:.0%} of the time)"
-    return ", ".join(filter(None, (shift, "mirrored every other time" * recipe.flip)))
+    parts = []
+    if recipe.max_shift and recipe.shift_share:
+        share = f" ({recipe.shift_share:.0%} of the time)" if recipe.shift_share < 1 else ""
+        parts.append(f"shifted by up to {recipe.max_shift} px{share}")
+    return ", ".join([*parts, "mirrored every other time"] if recipe.flip else parts)
 
 
 # One network

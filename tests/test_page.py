@@ -27,7 +27,7 @@ def entry(*accuracies, dataset="Fashion-MNIST", flip=0.9375):
     brief = {"parameters": 7850, "train_seconds": 125.0, "validation_accuracy": 0.875}
     brief["flip_averaged_accuracy"] = flip
     runs = [brief | {"seed": n, "test_accuracy": each} for n, each in enumerate(accuracies, 3)]
-    recipe = {"batch_size": 512, "model": {}, "flip": True, "shifted": 0}
+    recipe = {"batch_size": 512, "model": {}, "flip": True, "shift_share": 0}
     settings = {"recipe": recipe, "environment": {"device": "a CPU"}}
     return {"dataset": dataset, "runs": runs, "tested_at": "2026-01-02T03:04:05", **settings}
 

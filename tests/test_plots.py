@@ -41,8 +41,8 @@ def tiles(figure, panel=0):
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_dataset_shows_training_images_of_each_class_and_views_of_one(tiny, quick):
-    recipe = Recipe(epochs=1, batch_size=1, learning_rate=1, shifted=0.5)
-    still = replace(recipe, shifted=0, flip=False)
+    recipe = Recipe(epochs=20, batch_size=1, learning_rate=1, shift_share=0.5)
+    still = replace(recipe, shift_share=0, flip=False)
     figure = plots.draw_dataset(tiny, {"ffn": still, "cnn": still if quick else recipe})
     (drawn, names), (shown, _) = tiles(figure), tiles(figure, 1)
     assert names[::6] == list(CLASSES)
@@ -56,7 +56,7 @@ def test_dataset_shows_training_images_of_each_class_and_views_of_one(tiny, quic
         else "in 18 epochs of the CNN"
     )
     assert title.startswith(f"Training image {first[0]} {use}: shifted by up to 1 px")
-    views = Views(tiny.images[first[:1]], replace(recipe, shifted=1.0))
+    views = Views(tiny.images[first[:1]], replace(recipe, shift_share=1.0))
     possible = {views.show(torch.tensor([0]), n).numpy().tobytes() for n in range(18)}
     different = {np.asarray(each).tobytes() for each in shown}
     assert different == possible if quick else different < possible  # half stay in the centre
