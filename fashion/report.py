@@ -144,8 +144,9 @@ def print_results(entries: Mapping[str, Any], dataset: Dataset) -> None:
     print(f"\nResults on {dataset.title}, {page.seeds(runs)}{several}")
     for name, *cells in rows:
         print(f"{name:<{widths[0]}}", *map("{:>{}}".format, cells, widths[1:]), sep="   ")
-    errors = (f"{100 * e['test_sampling_error']:.2f} ({label(k)})" for k, e in entries.items())
-    print(f"Sampling error of the {len(dataset.test_labels):,} test images:", *errors, "points")
+    errors = (f"{label(k)} {100 * e['test_sampling_error']:.2f}" for k, e in entries.items())
+    count = len(dataset.test_labels)
+    print(f"Sampling error of the {count:,} test images in points: {', '.join(errors)}")
 
 
 def print_differences(compared: Mapping[str, Any]) -> None:

@@ -85,7 +85,9 @@ def test_several_seeds_are_compared_in_files_and_sentences(several, finished, ti
     assert title == f"Results on {tiny.title}, seeds 0, 1: mean ± standard deviation"
     assert head.split() == ["FFN", "CNN"] and len({len(line) for line in table[:-1]}) == 1
     errors = (entry["test_sampling_error"] for entry in metrics(several).values())
-    assert table[-1].endswith("{:.2f} (FFN) {:.2f} (CNN) points".format(*(100 * e for e in errors)))
+    assert table[-1].endswith(
+        "in points: FFN {:.2f}, CNN {:.2f}".format(*(100 * e for e in errors))
+    )
     compared = json.loads((several / "comparison.json").read_bytes())
     cnn = compared["models"]["cnn"]["test_accuracy"]
     assert f"{cnn['mean']:.2%} ± {cnn['std']:.2%}" in table[3]
