@@ -19,7 +19,7 @@ from fashion import options
 if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
     options.kernel_vis()
 
-from fashion import activations, embedding, kernels, live, page, saliency, units
+from fashion import activations, architecture, embedding, kernels, live, page, saliency, units
 from fashion.checkpoint import Network, load_networks
 from fashion.data import CLASSES, SIZE, Dataset, load
 from fashion.photo import prepare, read_photo
@@ -28,7 +28,7 @@ from fashion.style import save_figure, shorten
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import MODELS
 
@@ -69,11 +69,17 @@ class Inputs:
     def suited(self, figure: str) -> list[Network]:
         """Return the networks of a figure: those that have its layers."""
         pairs = [(n, activations.find_layers(n.model)) for n in self.networks.values()]
-        if figure in ("saliency", "embedding"):
-            return [n for n, layers in pairs if figure == "saliency" or len(layers) > 1]
+        if figure in ("architectures", "saliency", "embedding"):
+            return [n for n, layers in pairs if figure != "embedding" or len(layers) > 1]
         if figure == "ffn_weights":
             return [n for n, layers in pairs if layers[0].weight[0].numel() == SIZE**2][:1]
         return [n for n, _ in pairs if activations.find_convolutions(n.model)][-1:]
+
+    @property
+    def architectures(self) -> dict[str, nn.Module]:
+        """The networks of the table, those that are not loaded as their recipes build them."""
+        built = {name: m.network(**m.recipe.model) for name, m in MODELS.items()}
+        return built | {name: network.model for name, network in self.networks.items()}
 
     def check(self) -> None:
         """Raise UserError if there is no such --image or --layer."""
@@ -115,12 +121,13 @@ class Inputs:
 
 
 FIGURES: dict[str, Callable[[Inputs, list[Network]], Figure]] = {
+    "architectures": lambda i, _: architecture.draw(i.architectures),
     "kernel_grid": lambda i, n: kernels.draw_kernels(n[0], MODELS, i.args.layer or 1),
     "ffn_weights": lambda _, n: kernels.draw_weights(n[0], MODELS),
     "image_transform_grid": lambda i, n: activations.draw_maps(n[0], *i.image, i.args.layer or 1),
     "feature_progression": lambda i, n: activations.draw_progression(n[0], *i.image),
     "top_activations": lambda i, n: units.draw(n[0], i.surveys[n[0].name], i.args.layer, i.dataset),
-    "saliency": lambda i, _: saliency.draw(i.networks, i.surveys, i.dataset),
+    "saliency": lambda i, _: saliency.draw(i.networks, i.surveys, i.dataset, MODELS),
     "embedding": lambda i, n: embedding.draw(n, i.surveys, i.dataset),
 }
 

@@ -3,17 +3,29 @@
 Layers are found by type, in the order in which they are called, so any network will do.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 from fashion import style
 from fashion.checkpoint import Network
 from fashion.data import CLASSES, SIZE, normalize
 from fashion.evaluation import BATCH_SIZE
-from fashion.style import GREY, add_colour_bar, colour_scale, draw_image, draw_tiles, label
+from fashion.style import (
+    GREY,
+    VERMILION,
+    add_colour_bar,
+    colour_scale,
+    draw_image,
+    draw_tiles,
+    label,
+)
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -31,16 +43,36 @@ class Block:
     inputs: Tensor
     response: Tensor  # of the layer itself
     output: Tensor  # of the whole block
-    others: list[str]  # names of the other layers
+    others: list[nn.Module]  # the other layers
 
     @property
-    def title(self) -> str:
+    def steps(self) -> list[str]:
         """The layers in words."""
-        text = f"linear layer, {len(self.layer.weight)} units"
-        if isinstance(self.layer, nn.Conv2d):
-            size = " × ".join(map(str, self.layer.kernel_size))
-            text = f"{size} convolution, {len(self.layer.weight)} kernels"
-        return f"{text}; then {', '.join(self.others)}" if self.others else text
+        return [describe(layer) for layer in (self.layer, *self.others)]
+
+
+def describe(layer: nn.Module) -> str:
+    """Return what a layer does, in words."""
+    match layer:
+        case nn.Conv2d():
+            stride = f", stride {times(layer.stride)}" if max(layer.stride) > 1 else ""
+            return f"{times(layer.kernel_size)} convolution{stride}, {len(layer.weight)} kernels"
+        case nn.Linear():
+            return f"linear layer, {len(layer.weight)} units"
+        case nn.MaxPool2d() | nn.AvgPool2d():
+            kind = "largest" if isinstance(layer, nn.MaxPool2d) else "mean"
+            stride = f", stride {times(layer.stride)}" if layer.stride != layer.kernel_size else ""
+            return f"{kind} of {times(layer.kernel_size)}{stride}"
+        case nn.BatchNorm1d() | nn.BatchNorm2d():
+            return "batch normalization"
+        case nn.ReLU():
+            return "ReLU (negative values become 0)"
+    return type(layer).__name__
+
+
+def times(size: int | Sequence[int]) -> str:
+    """Return a size in words, such as 3 × 3; one number stands for height and width."""
+    return " × ".join(map(str, (size, size) if isinstance(size, int) else size))
 
 
 @torch.inference_mode()
@@ -56,7 +88,7 @@ def run(model: nn.Module, inputs: Tensor) -> tuple[list[Block], Tensor]:
             return
         elif output.ndim == blocks[-1].output.ndim:  # else it processes flattened maps
             blocks[-1].output = output
-            blocks[-1].others.append(type(layer).__name__)
+            blocks[-1].others.append(layer)
 
     with register_module_forward_hook(store):
         return blocks, model(inputs)
@@ -110,6 +142,28 @@ def strongest(weights: Tensor) -> list[int]:
     return norms.argsort(descending=True, stable=True)[:KERNELS].tolist()
 
 
+def find_patch(block: Block, kernel: int) -> tuple[Tensor, tuple[int, ...], tuple[int, int]]:
+    """Return what a kernel of the first convolution sees where it responds most.
+
+    That is the patch, its frame in the image (top, left, height, width), and the place (row,
+    column) in the map. Patches that reach beyond the image are left out.
+    """
+    layer, response = block.layer, block.response[0, kernel]
+    assert isinstance(layer, nn.Conv2d)
+    (down, right), (rows, columns) = layer.dilation, layer.kernel_size
+    height, width = down * (rows - 1) + 1, right * (columns - 1) + 1
+    padding = ((height - 1) // 2, (width - 1) // 2) if layer.padding == "same" else layer.padding
+    above, before = (0, 0) if isinstance(padding, str) else padding
+    tops = torch.arange(response.shape[0]) * layer.stride[0] - above
+    lefts = torch.arange(response.shape[1]) * layer.stride[1] - before
+    inside = ((tops >= 0) & (tops + height <= block.inputs.shape[2]))[:, None]
+    inside = inside & (lefts >= 0) & (lefts + width <= block.inputs.shape[3])
+    y, x = divmod(int(response.masked_fill(~inside, -torch.inf).argmax()), len(lefts))
+    top, left = int(tops[y]), int(lefts[x])
+    patch = block.inputs[0, 0, top : top + height : down, left : left + width : right]
+    return patch, (top, left, height, width), (y, x)
+
+
 @style.styled()
 def draw_maps(network: Network, image: Tensor, caption: str, number: int) -> Figure:
     """Draw the feature maps of a convolution, numbered from 1, in the order of kernel_grid."""
@@ -117,8 +171,8 @@ def draw_maps(network: Network, image: Tensor, caption: str, number: int) -> Fig
     block = [block for block in blocks if isinstance(block.layer, nn.Conv2d)][number - 1]
     chosen = strongest(block.layer.weight)
     maps = block.response[0, chosen].numpy()
-    height = 1.2 * -(-len(maps) // 8) + 1.1
-    widths = (0.8 * height, 1.05 * min(len(maps), 8) + 1)
+    height = 1.65 * -(-len(maps) // 8) + 1.3
+    widths = (2.2, 1.45 * min(len(maps), 8) + 1)
     title = f"Feature maps of convolution {number}, {label(network.name)} trained on "
     title += f"{network.dataset}\n{caption}; {len(maps)} of {len(block.response[0])} kernels"
     figure = style.make_figure(title, sum(widths), height)
@@ -126,39 +180,93 @@ def draw_maps(network: Network, image: Tensor, caption: str, number: int) -> Fig
     draw_image(left, image, "input image")
     draw_tiles(right, maps, chosen, colour_scale(maps, CLIPPED))
     add_colour_bar(right, "response of the kernel", extend="both")
+    note = "The order is that of the kernels in kernel_grid.png."
+    if block is blocks[0]:
+        black = -network.mean / network.std
+        note += f" Black is {black:.2f} after normalization: where the weights of a kernel do not "
+        note += "add up to 0, it responds to the black background, too."
+    if block.layer.padding not in ("valid", (0, 0)):
+        note += " The frame at the border: the convolution continues its input with zeros"
+        note += ", which are grey after normalization." if block is blocks[0] else "."
+    figure.supxlabel(fill(note, 150), fontsize=9, color=GREY)
     return figure
 
 
 @style.styled()
 def draw_progression(network: Network, image: Tensor, caption: str) -> Figure:
-    """Draw the way of an image: feature maps, hidden layers, and class probabilities."""
-    (*hidden, _), probabilities = run_image(network, image)
-    heights = [1.5, *(1.6 if block.output.ndim == 4 else 0.8 for block in hidden), 2]
+    """Draw feature maps, hidden layers and class probabilities of an image, from top to bottom."""
+    blocks, probabilities = run_image(network, image)
+    *hidden, output = blocks
+    heights = [2, *(1.9 if block.output.ndim == 4 else 0.95 for block in hidden), 2.2]
     title = f"From image to prediction, {label(network.name)} trained on {network.dataset}\n"
     title += f"{caption}; prediction: {CLASSES[probabilities.argmax()]} {probabilities.max():.0%}"
-    figure = style.make_figure(title, 1.25 * SHOWN + 1.2, sum(heights) + 1.2)
-    figure.supxlabel("Colours: activations. Each row has its own scale.", fontsize=9, color=GREY)
-    first, *rows, last = figure.subplots(len(heights), 1, height_ratios=heights)
+    figure = style.make_figure(title, 1.25 * SHOWN + 1.2, sum(heights) + 1.4)
+    grid = figure.add_gridspec(len(heights), 4, height_ratios=heights)
+    note = "Colours: activations. Each row has its own scale."
+    if isinstance(blocks[0].layer, nn.Conv2d) and blocks[0].inputs.shape[1] == 1:
+        first, *example = (figure.add_subplot(grid[0, column]) for column in range(4))
+        draw_example([first, *example], blocks[0], most_varied(blocks[0].output[0])[0])
+        note += " The numbers at the top are rounded after the computation."
+    else:
+        first = figure.add_subplot(grid[0, :])
     draw_image(first, image, f"input: {SIZE} × {SIZE} pixels")
+    *rows, last = (figure.add_subplot(grid[row, :]) for row in range(1, len(heights)))
     for axes, block in zip(rows, hidden, strict=True):
         values = block.output[0].numpy()
         scale = colour_scale(values, signed=bool((values < 0).any()))  # GELU can be negative
         if values.ndim == 3:
-            # A map that is high everywhere says little, one that varies says more.
-            chosen = np.argsort(-values.std((1, 2)), kind="stable")[:SHOWN]
-            size = " × ".join(map(str, values.shape[1:]))
-            shown = f"the {len(chosen)} of {len(values)} maps that vary most, {size} values each"
-            draw_tiles(axes, values[chosen], chosen.tolist(), scale)
+            chosen = most_varied(block.output[0])
+            shown = f"{len(values)} maps of {times(values.shape[1:])} values"
+            shown += f"; the {len(chosen)} that vary most:"
+            draw_tiles(axes, values[chosen], chosen, scale)
         else:
-            shown = "one stripe per unit"
+            shown = f"{len(values)} values, one stripe each:"
             axes.imshow(values[None], aspect="auto", **scale)
             style.hide_axes(axes)
-        axes.set_title(f"{block.title}: {shown}", fontsize=10, pad=16 if values.ndim == 3 else 6)
+        text = f"↓  {' → '.join(block.steps)}\n{shown}"
+        axes.set_title(text, fontsize=10, pad=16 if values.ndim == 3 else 6)
         add_colour_bar(axes, "", aspect=10)
-    last.set_title("output: class probabilities", fontsize=10)
+    text = f"↓  {' → '.join([*output.steps, 'softmax, calibrated'])}\nclass probabilities:"
+    last.set_title(text, fontsize=10)
     bars = last.bar(CLASSES, probabilities.tolist(), color=style.colour(network.name))
     last.bar_label(bars, [f"{p:.0%}" if p >= 0.01 else "" for p in probabilities], fontsize=8)
     last.set(ylim=(0, 1.15))
     last.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
     last.grid(False, axis="x")
+    figure.supxlabel(note, fontsize=9, color=GREY)
     return figure
+
+
+def most_varied(maps: Tensor) -> list[int]:
+    """Return the numbers of the maps that vary most; one that is high everywhere says little."""
+    return np.argsort(-maps.numpy().std((1, 2)), kind="stable")[:SHOWN].tolist()
+
+
+def draw_example(panels: Sequence[Axes], block: Block, kernel: int) -> None:
+    """Draw how a patch of the image and a kernel become one value of a map.
+
+    The panels are those of the image, in which the patch is framed, the patch, the kernel, and the
+    map.
+    """
+    found, frame, place = find_patch(block, kernel)
+    weights = block.layer.weight[kernel, 0].detach().numpy()
+    patch, response = found.numpy(), block.response[0, kernel].numpy()
+    pixels = {"vmin": float(block.inputs.min()), "vmax": float(block.inputs.max())}
+    scales = (pixels, colour_scale(weights), colour_scale(response))
+    for axes, values, scale in zip(panels[1:], (patch, weights, response), scales, strict=True):
+        axes.imshow(values, **scale)
+        style.hide_axes(axes)
+        if values is not response and values.size <= 25:  # more would be too small to read
+            for (row, column), value in np.ndenumerate(values):
+                text = axes.text(column, row, f"{value:z.2f}", ha="center", va="center", fontsize=8)
+                text.set_bbox({"fc": "white", "alpha": 0.75, "lw": 0, "pad": 1})
+    for axes, (row, column, *size) in ((panels[0], frame), (panels[3], (*place, 1, 1))):
+        corner = (column - 0.5, row - 0.5)
+        axes.add_patch(Rectangle(corner, *size[::-1], fill=False, ec=VERMILION, lw=1.5))
+    bias = "" if block.layer.bias is None else f" and the bias {block.layer.bias[kernel]:z.2f}"
+    panels[1].set_title(f"the {patch.size} framed pixels,\nnormalized", fontsize=9)
+    panels[2].set_title(f"× the {patch.size} weights\nof kernel {kernel}", fontsize=9)
+    panels[3].set_title(
+        f"sum of the products{bias}\n= {response[place]:z.2f}, one value of map {kernel}",
+        fontsize=9,
+    )

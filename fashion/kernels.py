@@ -55,5 +55,7 @@ def draw_pair(before: Tensor, after: Tensor, numbers: list[int], title: str) -> 
         draw_tiles(axes, weights.numpy(), numbers, colour_scale(weights.numpy(), CLIPPED))
         axes.set_title(f"{name}\n")
         add_colour_bar(axes, "weight", extend="both")
-    figure.supxlabel("Each side has its own colour scale.", fontsize=9, color=GREY)
+    ratio = float(after.square().mean().sqrt() / before.square().mean().sqrt())
+    note = "Each side has its own colour scale. Root mean square of the weights shown: "
+    figure.supxlabel(f"{note}{ratio:.1f} times as large after training.", fontsize=9, color=GREY)
     return figure

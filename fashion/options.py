@@ -9,6 +9,7 @@ from fashion.script import DATA, MISTAKE, OUTPUTS, printable
 
 DEVICES, PRECISIONS = ("auto", "cpu", "cuda", "mps"), ("auto", "float32", "bfloat16")
 FIGURES = (  # of kernel_vis.py
+    "architectures",
     "kernel_grid",
     "ffn_weights",
     "image_transform_grid",

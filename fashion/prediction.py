@@ -59,7 +59,7 @@ def draw(reports: Sequence[Report], networks: Mapping[str, Network], title: str)
     panels[0, 2].set_title("most probable classes", fontsize=9)
     images = torch.stack([report.image for report in reports])
     for column, network in zip(panels.T[3:], networks.values(), strict=True):
-        saliency.draw_maps(column, network, "occlusion", images)
+        saliency.draw_maps(column, network, images)
     return figure
 
 

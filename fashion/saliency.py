@@ -1,16 +1,19 @@
 """Saliency maps: which pixels support a prediction, and which oppose it.
 
-Both methods explain the log-odds ln(p / (1 - p)) of a class, which still change where the
-probability p hardly does.
+They explain the log-odds ln(p / (1 - p)) of a class, which still change where the probability p
+hardly does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from textwrap import fill
 
 from fashion import style
 from fashion.activations import Survey
 from fashion.checkpoint import Network
-from fashion.data import CLASSES, SIZE, Dataset, normalize
+from fashion.data import CLASSES, SIZE, Dataset
+from fashion.kernels import make_untrained
+from fashion.recipe import Model
 from fashion.style import GREY, colour, draw_image, label
 
 import numpy as np
@@ -19,17 +22,22 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 SQUARE = 5  # pixels that occlusion blacks out: about the width of a strap or a heel
-STEPS = 64  # from black to the image; the authors recommend 20 to 300
+STEPS, SHUFFLES = 21, 5  # of a deletion, from the image to black; random orders to compare with
 CONFIDENCE = 0.8  # of the images shown: neither obvious nor guessed
 OUTLINE = 60  # grey level of the contour of a garment
 CLIPPED = 0.5  # percentage of the pixels that a scale may clip, lest outliers make the rest pale
 NOTE = (
     "Red pixels support the predicted class, blue ones oppose it; the grey line is the outline of "
     "the image. Each column has its own scale, on which colours follow the square root. "
-    f"Occlusion: decrease of the log-odds when the {SQUARE} × {SQUARE} pixels around a pixel are "
-    "made black. "
+    f"Support: decrease of the log-odds when the {SQUARE} × {SQUARE} pixels around a pixel are "
+    "made black (occlusion). "
 )
-GRADIENTS = "Integrated gradients: contribution of a pixel to the log-odds, relative to black."
+CHECK = (
+    "Untrained: the map of the same class from the network before its training, and Spearman's "
+    "correlation with the map beside it over the pixels that are not black. A map that has to do "
+    "with what was learned differs. When pixels are made black one after the other, the most "
+    "supportive first, the mean probability of the prediction is "
+)
 
 
 def log_odds(logits: Tensor, label: int) -> Tensor:
@@ -44,25 +52,48 @@ def occlusion(network: Network, image: Tensor, label: int) -> np.ndarray:
     near = (pixels[:, None] - pixels).abs() <= SQUARE // 2
     squares = near[:, None, :, None] & near[:, None, :]  # one (28, 28) around each pixel
     occluded = image.masked_fill(squares, 0).view(-1, SIZE, SIZE)
-    odds = log_odds(network.logits(torch.cat([image[None], occluded])), label)
-    return (odds[0] - odds[1:]).view(SIZE, SIZE).numpy()
+    changed = (occluded != image).flatten(1).any(1)
+    odds = log_odds(network.logits(torch.cat([image[None], occluded[changed]])), label)
+    decrease = torch.zeros(SIZE**2, dtype=odds.dtype)
+    decrease[changed] = odds[0] - odds[1:]
+    return decrease.view(SIZE, SIZE).numpy()
 
 
-def integrated_gradients(network: Network, image: Tensor, label: int) -> np.ndarray:
-    """Return each pixel's contribution to the log-odds (arXiv:1703.01365).
+def rank_correlation(maps: np.ndarray, others: np.ndarray, images: Tensor) -> np.ndarray:
+    """Return Spearman's correlation of pairs of maps (K, 28, 28) over pixels that are not black."""
+    from scipy.stats import spearmanr  # a second that predict.py need not wait for
 
-    It is the pixel times its gradient, averaged on the way from a black image.
+    shown = zip(maps, others, (images > 0).numpy(), strict=True)
+    return np.array([spearmanr(one[seen], other[seen])[0] for one, other, seen in shown])
+
+
+def deletion(network: Network, image: Tensor, label: int, order: Tensor) -> float:
+    """Return the mean probability of a class while pixels are made black, in this order.
+
+    Pixels (K,) are numbered as in the flattened image (arXiv:1806.07421).
     """
-    shares = (torch.arange(STEPS) + 0.5) / STEPS
-    pair = torch.stack([torch.zeros_like(image), image])
-    black, target = normalize(pair, network.mean, network.std).split(1)
-    points = (black + shares.view(-1, 1, 1, 1) * (target - black)).requires_grad_()
-    total = log_odds(network.model(points) / network.temperature, label).sum()
-    (gradient,) = torch.autograd.grad(total, points)
-    return (gradient.mean(0) * (target - black)[0])[0].numpy()
+    steps = torch.linspace(0, len(order), STEPS).round().int().tolist()
+    images = image.flatten().repeat(STEPS, 1)
+    for step, count in enumerate(steps):
+        images[step, order[:count]] = 0
+    return float(network.probabilities(images.view(-1, SIZE, SIZE))[:, label].mean())
 
 
-METHODS = {"occlusion": occlusion, "integrated gradients": integrated_gradients}
+def compare_deletion(
+    network: Network, images: Tensor, labels: list[int], maps: np.ndarray
+) -> tuple[float, float]:
+    """Return the mean of the deletion with the most supportive pixels first, and at random."""
+    generator, values = torch.Generator().manual_seed(0), []
+    for image, number, support in zip(images, labels, maps, strict=True):
+        pixels = image.flatten().nonzero()[:, 0]
+        ranks = torch.from_numpy(support).flatten()[pixels].argsort(descending=True, stable=True)
+        orders = [
+            ranks,
+            *(torch.randperm(len(pixels), generator=generator) for _ in range(SHUFFLES)),
+        ]
+        values.append([deletion(network, image, number, pixels[order]) for order in orders])
+    first, *shuffled = np.mean(values, axis=0)
+    return float(first), float(np.mean(shuffled))
 
 
 def choose_images(probabilities: Mapping[str, Tensor], labels: Tensor) -> dict[int, list[str]]:
@@ -85,42 +116,67 @@ def choose_images(probabilities: Mapping[str, Tensor], labels: Tensor) -> dict[i
 
 
 @style.styled()
-def draw(networks: Mapping[str, Network], surveys: dict[str, Survey], dataset: Dataset) -> Figure:
-    """Draw maps of both methods for some of the test images."""
+def draw(
+    networks: Mapping[str, Network],
+    surveys: Mapping[str, Survey],
+    dataset: Dataset,
+    models: Mapping[str, Model],
+) -> Figure:
+    """Draw maps for some of the test images, trained and untrained."""
     probabilities = {name: survey.probabilities for name, survey in surveys.items()}
     chosen = choose_images(probabilities, dataset.test_labels)
     images, labels = dataset.test_images[list(chosen)], dataset.test_labels[list(chosen)]
-    columns = [(method, name) for method in METHODS for name in networks]
     title = f"Saliency maps, test images of {dataset.title}\n"
-    title += f"The least confident network gives its prediction about {CONFIDENCE:.0%}"
-    figure = style.make_figure(title, 1.9 * len(columns) + 2.3, 2.25 * len(chosen) + 2)
-    text = fill(NOTE + GRADIENTS, 25 * len(columns) + 25)
-    figure.supxlabel(text, fontsize=9, color=GREY)
-    panels = figure.subplots(len(chosen), 1 + len(columns), squeeze=False)
+    title += f"Images on which a network is about {CONFIDENCE:.0%} sure of its prediction"
+    figure = style.make_figure(title, 3.8 * len(networks) + 2.3, 2.25 * len(chosen) + 2.4)
+    panels = figure.subplots(len(chosen), 1 + 2 * len(networks), squeeze=False)
     for axes, image, true, index in zip(panels[:, 0], images, labels, chosen, strict=True):
         right = ", ".join(map(label, chosen[index])) or "none"
         draw_image(axes, image, f"test image {index}: {CLASSES[true]}\ncorrect: {right}")
-    for column, (method, name) in zip(panels.T[1:], columns, strict=True):
-        draw_maps(column, networks[name], method, images)
+    results = []
+    for column, beside, network in zip(
+        panels.T[1::2], panels.T[2::2], networks.values(), strict=True
+    ):
+        guesses = probabilities[network.name][list(chosen)].argmax(1).tolist()
+        maps = draw_maps(column, network, images)
+        untrained = replace(network, model=make_untrained(network, models))
+        others = np.stack(
+            [occlusion(untrained, *pair) for pair in zip(images, guesses, strict=True)]
+        )
+        texts = [f"correlation {r:.2f}" for r in rank_correlation(maps, others, images)]
+        draw_column(beside, others, images, texts, f"{label(network.name)}, untrained", GREY)
+        first, shuffled = compare_deletion(network, images, guesses, maps)
+        results.append(
+            f"{first:.0%} for the {label(network.name)} ({shuffled:.0%} in random order)"
+        )
+    text = fill(f"{NOTE}{CHECK}{' and '.join(results)}.", 50 * len(networks) + 25)
+    figure.supxlabel(text, fontsize=9, color=GREY)
     return figure
 
 
-def draw_maps(column: np.ndarray, network: Network, method: str, images: Tensor) -> None:
-    """Draw a map for each image, titled with the prediction, and their common scale below."""
+def draw_maps(column: np.ndarray, network: Network, images: Tensor) -> np.ndarray:
+    """Draw and return the map of each image, titled with the prediction that it explains."""
     predicted = network.probabilities(images)
     guesses = predicted.argmax(1).tolist()
-    pairs = zip(images, guesses, strict=True)
-    maps = np.stack([METHODS[method](network, image, guess) for image, guess in pairs])
+    maps = np.stack([occlusion(network, *pair) for pair in zip(images, guesses, strict=True)])
+    texts = [f"{CLASSES[g]} {p[g]:.0%}" for g, p in zip(guesses, predicted, strict=True)]
+    draw_column(column, maps, images, texts, label(network.name), colour(network.name))
+    return maps
+
+
+def draw_column(
+    column: np.ndarray, maps: np.ndarray, images: Tensor, texts: Sequence[str], head: str, ink: str
+) -> None:
+    """Draw maps (K, 28, 28) with a title for each, and their common scale below."""
     roots = np.sign(maps) * np.sqrt(np.abs(maps))
     scale = style.colour_scale(roots, CLIPPED)
-    for axes, image, root, p, guess in zip(column, images, roots, predicted, guesses, strict=True):
+    for axes, image, root, text in zip(column, images, roots, texts, strict=True):
         shown = axes.imshow(root, **scale)
         if image.max() > OUTLINE > image.min():
             axes.contour(image.numpy(), levels=[OUTLINE], colors=[GREY], linewidths=0.7)
-        axes.set_title(f"{CLASSES[guess]} {p[guess]:.0%}", fontsize=9, color=colour(network.name))
+        axes.set_title(text, fontsize=9, color=ink)
     style.hide_axes(*column)
-    heading = f"{label(network.name)}, {method}\n{column[0].get_title()}"
-    column[0].set_title(heading, fontsize=9)
+    column[0].set_title(f"{head}\n{texts[0]}", fontsize=9)
     # Inside the last panel, the bar counts as part of its row, and all columns stay in line.
     below, limit = axes.inset_axes((0, -0.16, 1, 0.07)), scale["vmax"]
     look = {"orientation": "horizontal", "extend": "both", "ticks": [-limit, 0, limit]}

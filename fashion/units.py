@@ -19,7 +19,7 @@ PER_CLASS = 2  # units that prefer the same class
 DIMMED = 0.3  # brightness of an image outside the receptive field
 NOTE = (
     "Framed: the receptive field, all pixels that the activation depends on. Above each image: "
-    "true class and activation.\nBeside: the class with the highest mean activation, which may "
+    "true class and activation.\nLeft: the class with the highest mean activation, which may "
     "differ from those of the strongest images. Selectivity: 0 if a unit is\nequally active for "
     f"all classes, 1 if for one class only. At most {PER_CLASS} units per class are shown."
 )
@@ -84,8 +84,8 @@ def draw(network: Network, survey: Survey, number: int | None, dataset: Dataset)
     number = number or len(find_convolutions(network.model))
     units = choose_units(survey.peaks, dataset.test_labels)
     rows, columns = receptive_fields(network.model, number)
-    title = f"Units of convolution {number}, {label(network.name)}: the test images of "
-    title += f"{dataset.title} that activate each one most"
+    title = f"Units of convolution {number}, {label(network.name)}: the images of {dataset.title} "
+    title += "that activate them most"
     figure = make_figure(title, 1.12 * IMAGES + 1.6, 1.4 * len(units) + 1)
     figure.supxlabel(NOTE, fontsize=9, color=GREY)
     tiles, names, frames = [], [], []

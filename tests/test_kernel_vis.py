@@ -30,7 +30,7 @@ def call(trained, tiny, tmp_path, monkeypatch, capsys):
     """Run the script on the tiny dataset; return its exit status, output and errors."""
     monkeypatch.setattr(kernel_vis, "load", lambda *_, **__: tiny)
     monkeypatch.setitem(style.STYLE, "savefig.dpi", 30)
-    monkeypatch.delitem(saliency.METHODS, "occlusion")
+    monkeypatch.setattr(saliency, "occlusion", lambda _, image, label: image.numpy() / 255 - label)
     for room, setting in ((activations, "KERNELS"), (units, "UNITS"), (units, "IMAGES")):
         monkeypatch.setattr(room, setting, 2)
     monkeypatch.setattr(embedding, "POINTS", 50)

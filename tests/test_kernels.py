@@ -43,6 +43,8 @@ def test_kernels_are_drawn_by_norm_before_and_after_training_on_own_scales(netwo
         assert [text.get_text() for text in axes.texts] == [str(number) for number in order]
         low, high = axes.images[-1].get_clim()
         assert -low == high == pytest.approx(np.percentile(weights.abs().numpy(), 98))
+    ratio = float((after**2).mean().sqrt() / (before**2).mean().sqrt())
+    assert f"{ratio:.1f} times as large after" in figure.get_supxlabel()
     assert "before" in left.get_title() and "after" in right.get_title()
     assert "32 of 32" in figure.get_suptitle() and "slices" not in figure.get_suptitle()
 

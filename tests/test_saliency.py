@@ -3,12 +3,16 @@ from dataclasses import replace
 from fashion import saliency
 from fashion.activations import survey
 from fashion.data import CLASSES, normalize
+from fashion.kernels import make_untrained
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from scipy.special import logsumexp
+from scipy.stats import spearmanr
+
+from models import MODELS
 
 NAMES = ["ffn", "cnn"]
 
@@ -47,15 +51,42 @@ def test_occlusion_is_the_decrease_of_the_log_odds_behind_a_square(warm, image, 
         assert decrease[row, column] == pytest.approx(before - after, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_integrated_gradients_add_up_to_the_difference_from_black(warm, image, name):
-    label = int(warm[name].logits(image[None]).argmax())
-    contributions = saliency.integrated_gradients(warm[name], image, label)
-    black, full = log_odds_of(warm[name], [torch.zeros_like(image), image], label)
-    assert abs(full - black) > 0.5
-    assert contributions.sum() == pytest.approx(full - black, rel=0.05)
-    assert (contributions[image.numpy() == 0] == 0).all()
-    assert all(weight.grad is None for weight in warm[name].model.parameters())
+def test_the_rank_correlation_leaves_black_pixels_out():
+    images = torch.zeros(3, 28, 28).byte()
+    images[:, 5, 3:7] = 9
+    maps = np.zeros((3, 28, 28))
+    maps[:, 5, 3:7], maps[:, 0] = (1, 2, 3, 40), 99
+    others = np.random.default_rng(0).normal(size=maps.shape)
+    others[:, 5, 3:7] = (0.1, 0.2, 0.3, 0.4), (-1, -2, -3, -4), (2, 1, 4, 3)
+    # By hand: 1 - 6 (1 + 1 + 1 + 1) / (4 (16 - 1)) in the last case.
+    assert saliency.rank_correlation(maps, others, images) == pytest.approx([1, -1, 0.6])
+
+
+@pytest.fixture
+def bright():
+    """A stand-in for a network: the probability of class 3 is the share of a bright first row."""
+
+    class Bright:
+        @staticmethod
+        def probabilities(images):
+            share = (images[:, 0] > 0).double().mean(1)
+            return share[:, None] * (torch.arange(10) == 3)
+
+    return Bright()
+
+
+def test_deletion_is_the_mean_probability_while_pixels_become_black(bright, monkeypatch):
+    monkeypatch.setattr(saliency, "STEPS", 3)  # none, half and all of the pixels are black
+    image = torch.zeros(28, 28).byte()
+    image[:2] = 100  # as many pixels in the first row, on which the probability depends
+    first_row_first, last = torch.arange(56), torch.arange(56).flip(0)
+    assert saliency.deletion(bright, image, 3, first_row_first) == pytest.approx((1 + 0 + 0) / 3)
+    assert saliency.deletion(bright, image, 3, last) == pytest.approx((1 + 1 + 0) / 3)
+    assert saliency.deletion(bright, image, 4, last) == 0
+    support = np.zeros((1, 28, 28))
+    support[0, 0], support[0, 9] = 1, 2  # the tenth row is black anyway
+    first, shuffled = saliency.compare_deletion(bright, image[None], [3], support)
+    assert first == pytest.approx(1 / 3) and 0.4 < shuffled < 0.6
 
 
 def test_images_are_those_nearest_to_the_confidence_for_each_case_and_class():
@@ -73,30 +104,43 @@ def test_images_are_those_nearest_to_the_confidence_for_each_case_and_class():
     assert list(alone.values()) == [["ffn"]] * 3 + [[]] * 2
 
 
-def test_the_figure_shows_the_maps_of_each_network_method_and_image(networks, tiny, monkeypatch):
-    monkeypatch.setattr(saliency, "choose_images", lambda *_: {7: ["cnn"], 9: []})
+def test_the_figure_explains_the_predictions_beside_maps_of_the_untrained(
+    networks, tiny, monkeypatch
+):
     surveys = {name: survey(network, tiny.test_images) for name, network in networks.items()}
-    figure = saliency.draw(networks, surveys, tiny)
+    guesses = torch.stack([surveys[name].probabilities.argmax(1) for name in NAMES])
+    index = int((guesses != tiny.test_labels).all(0).nonzero()[-1])  # both networks are wrong
+    monkeypatch.setattr(saliency, "choose_images", lambda *_: {7: ["cnn"], index: []})
+    figure = saliency.draw(networks, surveys, tiny, MODELS)
     heads, (first, *maps) = np.array(figure.axes[:10]).reshape(2, 5)
-    image, true = tiny.test_images[9], CLASSES[tiny.test_labels[9]]
+    image, true = tiny.test_images[index], CLASSES[tiny.test_labels[index]]
     assert (first.images[0].get_array() == image.numpy()).all()
-    assert first.get_title() == f"test image 9: {true}\ncorrect: none"
-    columns = [(method, name) for method in saliency.METHODS for name in NAMES]
-    for head, axes, (method, name) in zip(heads[1:], maps, columns, strict=True):
-        assert head.get_title().splitlines()[0] == f"{name.upper()}, {method}"
-        probabilities = surveys[name].probabilities[9]
-        guess = int(probabilities.argmax())
-        root = np.asarray(axes.images[0].get_array())
-        expected = saliency.METHODS[method](networks[name], image, guess)
-        assert np.sign(root) * root**2 == pytest.approx(expected, abs=1e-4)
-        assert axes.get_title() == f"{CLASSES[guess]} {probabilities[guess]:.0%}"
+    assert first.get_title() == f"test image {index}: {true}\ncorrect: none"
+    for number, name in enumerate(NAMES):
+        network, guess = networks[name], int(guesses[number, index])
+        model = make_untrained(network, MODELS)
+        drawn = []
+        pair = maps[2 * number : 2 * number + 2]
+        for axes, shown in zip(pair, (network, replace(network, model=model)), strict=True):
+            root = np.asarray(axes.images[0].get_array())
+            drawn.append(np.sign(root) * root**2)
+            expected = saliency.occlusion(shown, image, guess)
+            assert drawn[-1] == pytest.approx(expected, abs=1e-4)
+        p = surveys[name].probabilities[index, guess]
+        seen = image.numpy() > 0
+        r = spearmanr(drawn[0][seen], drawn[1][seen]).statistic
+        titles = [axes.get_title() for axes in maps[2 * number : 2 * number + 2]]
+        assert titles == [f"{CLASSES[guess]} {p:.0%}", f"correlation {r:.2f}"]
+        titles = [axes.get_title().splitlines()[0] for axes in heads[1 + 2 * number :][:2]]
+        assert titles == [name.upper(), f"{name.upper()}, untrained"]
+        assert f"% for the {name.upper()} (" in " ".join(figure.get_supxlabel().split())
 
 
 def test_maps_have_a_common_scale_in_log_odds_and_black_images_no_outline(networks, monkeypatch):
     maps = iter((np.zeros((28, 28)), np.full((28, 28), -4.0)))
-    monkeypatch.setitem(saliency.METHODS, "constant", lambda *_: next(maps))
+    monkeypatch.setattr(saliency, "occlusion", lambda *_: next(maps))
     column = Figure().subplots(2, 1)
-    saliency.draw_maps(column, networks["cnn"], "constant", torch.zeros(2, 28, 28).byte())
+    saliency.draw_maps(column, networks["cnn"], torch.zeros(2, 28, 28).byte())
     assert [axes.images[0].get_clim() for axes in column] == [(-2, 2), (-2, 2)]
     assert (column[1].images[0].get_array() == -2).all()
     (bar,) = column[1].child_axes
