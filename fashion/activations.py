@@ -6,23 +6,17 @@ Layers are found by type, in the order in which they are called, so any network 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
+from typing import Any
 
 from fashion import style
 from fashion.checkpoint import Network
 from fashion.data import CLASSES, SIZE, normalize
 from fashion.evaluation import BATCH_SIZE
-from fashion.style import (
-    GREY,
-    VERMILION,
-    add_colour_bar,
-    colour_scale,
-    draw_image,
-    draw_tiles,
-    label,
-)
+from fashion.style import GREY, VERMILION, colour_scale, draw_image, draw_tiles, label
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -142,26 +136,26 @@ def strongest(weights: Tensor) -> list[int]:
     return norms.argsort(descending=True, stable=True)[:KERNELS].tolist()
 
 
-def find_patch(block: Block, kernel: int) -> tuple[Tensor, tuple[int, ...], tuple[int, int]]:
+def find_patch(block: Block, kernel: int) -> tuple[Tensor, list[int], tuple[int, int]]:
     """Return what a kernel of the first convolution sees where it responds most.
 
-    That is the patch, its frame in the image (top, left, height, width), and the place (row,
-    column) in the map. Patches that reach beyond the image are left out.
+    That is the patch, its first and last row and column in the image, and the place in the map.
+    Patches that reach beyond the image are left out.
     """
-    layer, response = block.layer, block.response[0, kernel]
+    layer, (height, width) = block.layer, block.inputs.shape[2:]
     assert isinstance(layer, nn.Conv2d)
-    (down, right), (rows, columns) = layer.dilation, layer.kernel_size
-    height, width = down * (rows - 1) + 1, right * (columns - 1) + 1
-    padding = ((height - 1) // 2, (width - 1) // 2) if layer.padding == "same" else layer.padding
-    above, before = (0, 0) if isinstance(padding, str) else padding
-    tops = torch.arange(response.shape[0]) * layer.stride[0] - above
-    lefts = torch.arange(response.shape[1]) * layer.stride[1] - before
-    inside = ((tops >= 0) & (tops + height <= block.inputs.shape[2]))[:, None]
-    inside = inside & (lefts >= 0) & (lefts + width <= block.inputs.shape[3])
-    y, x = divmod(int(response.masked_fill(~inside, -torch.inf).argmax()), len(lefts))
-    top, left = int(tops[y]), int(lefts[x])
-    patch = block.inputs[0, 0, top : top + height : down, left : left + width : right]
-    return patch, (top, left, height, width), (y, x)
+    # Kernels with a single 1 return the pixels one by one, and their numbers; the border has 0.
+    single = torch.eye(layer.weight[0].numel()).view(-1, 1, *layer.kernel_size)
+    look: Any = (single, None, layer.stride, layer.padding, layer.dilation)
+    numbers = torch.arange(1.0, height * width + 1).view(1, 1, height, width)
+    pixels, places = (F.conv2d(x, *look)[0].flatten(1) for x in (block.inputs, numbers))
+    responses = block.response[0, kernel]
+    best = int(responses.flatten().masked_fill(places.amin(0) < 0.5, -torch.inf).argmax())
+    (top, left), (bottom, right) = (
+        divmod(round(float(p)) - 1, width) for p in places[[0, -1], best]
+    )
+    place = divmod(best, responses.shape[1])
+    return pixels[:, best].view(layer.kernel_size), [top, left, bottom, right], place
 
 
 @style.styled()
@@ -179,7 +173,7 @@ def draw_maps(network: Network, image: Tensor, caption: str, number: int) -> Fig
     left, right = figure.subplots(1, 2, width_ratios=widths)
     draw_image(left, image, "input image")
     draw_tiles(right, maps, chosen, colour_scale(maps, CLIPPED))
-    add_colour_bar(right, "response of the kernel", extend="both")
+    style.add_colour_bar(right, "response of the kernel", extend="both")
     note = "The order is that of the kernels in kernel_grid.png."
     if block is blocks[0]:
         black = -network.mean / network.std
@@ -225,7 +219,7 @@ def draw_progression(network: Network, image: Tensor, caption: str) -> Figure:
             style.hide_axes(axes)
         text = f"↓  {' → '.join(block.steps)}\n{shown}"
         axes.set_title(text, fontsize=10, pad=16 if values.ndim == 3 else 6)
-        add_colour_bar(axes, "", aspect=10)
+        style.add_colour_bar(axes, "", aspect=10)
     text = f"↓  {' → '.join([*output.steps, 'softmax, calibrated'])}\nclass probabilities:"
     last.set_title(text, fontsize=10)
     bars = last.bar(CLASSES, probabilities.tolist(), color=style.colour(network.name))
@@ -243,30 +237,27 @@ def most_varied(maps: Tensor) -> list[int]:
 
 
 def draw_example(panels: Sequence[Axes], block: Block, kernel: int) -> None:
-    """Draw how a patch of the image and a kernel become one value of a map.
-
-    The panels are those of the image, in which the patch is framed, the patch, the kernel, and the
-    map.
-    """
-    found, frame, place = find_patch(block, kernel)
+    """Frame a patch in the panel of the image, and draw it, the kernel, and the map they yield."""
+    found, ends, place = find_patch(block, kernel)
     weights = block.layer.weight[kernel, 0].detach().numpy()
     patch, response = found.numpy(), block.response[0, kernel].numpy()
     pixels = {"vmin": float(block.inputs.min()), "vmax": float(block.inputs.max())}
+    bias = "" if block.layer.bias is None else f" and the bias {block.layer.bias[kernel]:z.2f}"
+    texts = (
+        f"the {patch.size} framed pixels,\nnormalized",
+        f"× the {patch.size} weights\nof kernel {kernel}",
+        f"sum of the products{bias}\n= {response[place]:z.2f}, one value of map {kernel}",
+    )
     scales = (pixels, colour_scale(weights), colour_scale(response))
-    for axes, values, scale in zip(panels[1:], (patch, weights, response), scales, strict=True):
+    shown = zip(panels[1:], (patch, weights, response), scales, texts, strict=True)
+    for axes, values, scale, title in shown:
         axes.imshow(values, **scale)
+        axes.set_title(title, fontsize=9)
         style.hide_axes(axes)
         if values is not response and values.size <= 25:  # more would be too small to read
             for (row, column), value in np.ndenumerate(values):
                 text = axes.text(column, row, f"{value:z.2f}", ha="center", va="center", fontsize=8)
                 text.set_bbox({"fc": "white", "alpha": 0.75, "lw": 0, "pad": 1})
-    for axes, (row, column, *size) in ((panels[0], frame), (panels[3], (*place, 1, 1))):
-        corner = (column - 0.5, row - 0.5)
-        axes.add_patch(Rectangle(corner, *size[::-1], fill=False, ec=VERMILION, lw=1.5))
-    bias = "" if block.layer.bias is None else f" and the bias {block.layer.bias[kernel]:z.2f}"
-    panels[1].set_title(f"the {patch.size} framed pixels,\nnormalized", fontsize=9)
-    panels[2].set_title(f"× the {patch.size} weights\nof kernel {kernel}", fontsize=9)
-    panels[3].set_title(
-        f"sum of the products{bias}\n= {response[place]:z.2f}, one value of map {kernel}",
-        fontsize=9,
-    )
+    for axes, (top, left, bottom, right) in ((panels[0], ends), (panels[3], place * 2)):
+        box = (left - 0.5, top - 0.5), right - left + 1, bottom - top + 1
+        axes.add_patch(Rectangle(*box, fill=False, ec=VERMILION, lw=1.5))

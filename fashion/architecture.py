@@ -23,29 +23,19 @@ GAP = 30  # between two boxes, in maps
 
 
 def costs(block: Block) -> tuple[int, int]:
-    """Return the numbers of parameters and multiply-accumulates of a block, for one image."""
-    parameters = sum(
-        p.numel() for layer in (block.layer, *block.others) for p in layer.parameters()
-    )
+    """Return the numbers of parameters and, for one image, of multiply-accumulates of a block."""
+    layers = nn.ModuleList([block.layer, *block.others])
+    parameters = sum(p.numel() for p in layers.parameters())
     return parameters, block.response.numel() * block.layer.weight[0].numel()
-
-
-def shapes(block: Block) -> list[list[int]]:
-    """Return the shapes of the first layer's output and of the block's, or one if they agree."""
-    pair = [list(values.shape[1:]) for values in (block.response, block.output)]
-    return pair[: 1 if pair[0] == pair[1] else 2]
 
 
 @styled()
 def draw(models: Mapping[str, nn.Module]) -> Figure:
     """Draw the networks by name, as a dry run with an empty image finds them."""
-    networks = {}
-    for name, model in models.items():
-        networks[name] = run(model.eval(), torch.zeros(1, 1, SIZE, SIZE))[0]
-    rows = 1 + max(map(len, networks.values()))
-    figure = make_figure(
-        "Architectures: layers, shapes and costs", 7.2 * len(networks), 0.85 * rows + 1.6
-    )
+    image = torch.zeros(1, 1, SIZE, SIZE)
+    networks = {name: run(model.eval(), image)[0] for name, model in models.items()}
+    rows, title = 1 + max(map(len, networks.values())), "Architectures: layers, shapes and costs"
+    figure = make_figure(title, 7.2 * len(networks), 0.85 * rows + 1.6)
     figure.supxlabel(fill(NOTE, 95 * len(networks)), fontsize=9, color=GREY)
     panels = figure.subplots(1, 3 * len(networks), width_ratios=[2.2, 1, 1] * len(networks))
     for number, (name, blocks) in enumerate(networks.items()):
@@ -59,32 +49,30 @@ def draw(models: Mapping[str, nn.Module]) -> Figure:
             drawn = axes.barh(range(1, len(blocks) + 1), numbers, 0.5, color=colour(name))
             axes.bar_label(drawn, [f"{n:,}" for n in numbers], fontsize=8, padding=3)
             axes.set_title(head, fontsize=10)
-            axes.set(yticks=[], xticks=[])
-            axes.spines[:].set_visible(False)
+            axes.set(yticks=[])
     for part in range(3):  # the same scale for all networks
-        right = max(axes.get_xlim()[1] for axes in panels[part::3])
+        right = max(axes.get_xlim()[1] for axes in panels[part::3]) * (1.6 if part else 1)
         for axes in panels[part::3]:
-            axes.set(xlim=(0, right * (1.6 if part else 1)), ylim=(rows - 0.4, -0.6))
+            axes.set(xlim=(0, right), ylim=(rows - 0.4, -0.6), xticks=[])
+            axes.spines[:].set_visible(False)
+            axes.grid(False)
     return figure
 
 
 def draw_boxes(axes: Axes, blocks: list[Block]) -> None:
     """Draw the input and what each block computes, a row for each, named on the left."""
-    right = 0
-    for row, computed in enumerate([[[1, SIZE, SIZE]], *map(shapes, blocks)]):
-        left = 0
+    names, right = ["input"], 0
+    names += [fill(" → ".join(s.split(" (")[0] for s in block.steps), 34) for block in blocks]
+    results = [(blocks[0].inputs,), *((block.response, block.output) for block in blocks)]
+    for row, values in enumerate(results):
+        left, computed = 0, list(dict.fromkeys(tuple(v.shape[1:]) for v in values))
         for count, *sides in computed:
             height = 0.62 * sides[0] / SIZE if sides else 0.62 / SIZE
             place = (left, row - height / 2)
             axes.add_patch(Rectangle(place, count, height, fc="#DDDDDD", ec=GREY, lw=1))
             left += count + GAP
-        text = " → ".join(times(shape) for shape in computed)
-        axes.text(0, row - 0.33, text, va="bottom", fontsize=8)
+        axes.text(0, row - 0.33, " → ".join(map(times, computed)), va="bottom", fontsize=8)
         right = max(right, left)
-    steps = [[step.split(" (")[0] for step in block.steps] for block in blocks]
-    names = ["image", *(fill(" → ".join(each), 34) for each in steps)]
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.tick_params(length=0)
-    axes.set(xticks=[], xlim=(0, right))
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
+    axes.set_xlim(0, right)

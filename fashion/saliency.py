@@ -67,33 +67,17 @@ def rank_correlation(maps: np.ndarray, others: np.ndarray, images: Tensor) -> np
     return np.array([spearmanr(one[seen], other[seen])[0] for one, other, seen in shown])
 
 
-def deletion(network: Network, image: Tensor, label: int, order: Tensor) -> float:
-    """Return the mean probability of a class while pixels are made black, in this order.
+def deletion(network: Network, image: Tensor, label: int, support: np.ndarray) -> float:
+    """Return a class's mean probability while pixels become black in the order of their support.
 
-    Pixels (K,) are numbered as in the flattened image (arXiv:1806.07421).
+    Pixels that are black anyway are left out (arXiv:1806.07421).
     """
-    steps = torch.linspace(0, len(order), STEPS).round().int().tolist()
+    order = torch.from_numpy(np.where(image > 0, support, -np.inf).argsort(axis=None)).flip(0)
+    counts = torch.linspace(0, int((image > 0).sum()), STEPS).round().int()
     images = image.flatten().repeat(STEPS, 1)
-    for step, count in enumerate(steps):
+    for step, count in enumerate(counts.tolist()):
         images[step, order[:count]] = 0
     return float(network.probabilities(images.view(-1, SIZE, SIZE))[:, label].mean())
-
-
-def compare_deletion(
-    network: Network, images: Tensor, labels: list[int], maps: np.ndarray
-) -> tuple[float, float]:
-    """Return the mean of the deletion with the most supportive pixels first, and at random."""
-    generator, values = torch.Generator().manual_seed(0), []
-    for image, number, support in zip(images, labels, maps, strict=True):
-        pixels = image.flatten().nonzero()[:, 0]
-        ranks = torch.from_numpy(support).flatten()[pixels].argsort(descending=True, stable=True)
-        orders = [
-            ranks,
-            *(torch.randperm(len(pixels), generator=generator) for _ in range(SHUFFLES)),
-        ]
-        values.append([deletion(network, image, number, pixels[order]) for order in orders])
-    first, *shuffled = np.mean(values, axis=0)
-    return float(first), float(np.mean(shuffled))
 
 
 def choose_images(probabilities: Mapping[str, Tensor], labels: Tensor) -> dict[int, list[str]]:
@@ -131,24 +115,23 @@ def draw(
     figure = style.make_figure(title, 3.8 * len(networks) + 2.3, 2.25 * len(chosen) + 2.4)
     panels = figure.subplots(len(chosen), 1 + 2 * len(networks), squeeze=False)
     for axes, image, true, index in zip(panels[:, 0], images, labels, chosen, strict=True):
-        right = ", ".join(map(label, chosen[index])) or "none"
-        draw_image(axes, image, f"test image {index}: {CLASSES[true]}\ncorrect: {right}")
-    results = []
-    for column, beside, network in zip(
-        panels.T[1::2], panels.T[2::2], networks.values(), strict=True
-    ):
-        guesses = probabilities[network.name][list(chosen)].argmax(1).tolist()
-        maps = draw_maps(column, network, images)
-        untrained = replace(network, model=make_untrained(network, models))
-        others = np.stack(
-            [occlusion(untrained, *pair) for pair in zip(images, guesses, strict=True)]
-        )
+        correct = ", ".join(map(label, chosen[index])) or "none"
+        draw_image(axes, image, f"test image {index}: {CLASSES[true]}\ncorrect: {correct}")
+    results, random = [], np.random.default_rng(0)
+    trained, untrained = panels.T[1::2], panels.T[2::2]
+    for left, right, (name, network) in zip(trained, untrained, networks.items(), strict=True):
+        maps = draw_maps(left, network, images)
+        guesses = probabilities[name][list(chosen)].argmax(1).tolist()
+        before = replace(network, model=make_untrained(network, models))
+        others = np.stack([occlusion(before, *pair) for pair in zip(images, guesses, strict=True)])
         texts = [f"correlation {r:.2f}" for r in rank_correlation(maps, others, images)]
-        draw_column(beside, others, images, texts, f"{label(network.name)}, untrained", GREY)
-        first, shuffled = compare_deletion(network, images, guesses, maps)
-        results.append(
-            f"{first:.0%} for the {label(network.name)} ({shuffled:.0%} in random order)"
-        )
+        draw_column(right, others, images, texts, f"{label(name)}, untrained", GREY)
+        means = [
+            np.mean([deletion(network, *each) for each in zip(images, guesses, order, strict=True)])
+            for order in (maps, *random.random((SHUFFLES, *maps.shape)))
+        ]
+        share, by_chance = means[0], np.mean(means[1:])
+        results.append(f"{share:.0%} for the {label(name)} ({by_chance:.0%} in random order)")
     text = fill(f"{NOTE}{CHECK}{' and '.join(results)}.", 50 * len(networks) + 25)
     figure.supxlabel(text, fontsize=9, color=GREY)
     return figure

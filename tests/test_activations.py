@@ -108,13 +108,15 @@ def test_feature_maps_are_drawn_beside_the_image_in_the_order_of_the_kernels(net
 def test_a_patch_and_a_kernel_give_the_largest_value_within_the_image(layer):
     image = torch.randn(1, 1, 28, 28)
     (block,), _ = activations.run(layer.requires_grad_(False), image)
-    patch, (top, left, height, width), (y, x) = activations.find_patch(block, 1)
-    response, (down, right) = block.response[0, 1], layer.dilation
-    assert patch.equal(image[0, 0, top : top + height : down, left : left + width : right])
+    patch, (top, left, bottom, right), (y, x) = activations.find_patch(block, 1)
+    response, (down, across) = block.response[0, 1], layer.dilation
+    expected = image[0, 0, top : bottom + 1 : down, left : right + 1 : across]
+    assert patch.numpy() == pytest.approx(expected.numpy(), abs=1e-5)
     bias = 0 if layer.bias is None else float(layer.bias[1])
     product = (patch * layer.weight[1, 0]).sum() + bias
     assert float(product) == pytest.approx(float(response[y, x]), abs=1e-5)
-    assert 0 <= top <= 28 - height and 0 <= left <= 28 - width
+    inner = response[2:-2, 2:-2]  # their patches lie within the image
+    assert response[y, x] >= inner.max() and top >= 0 and left >= 0 and max(bottom, right) < 28
 
 
 def test_the_example_shows_the_numbers_of_one_convolution(networks, tiny):
@@ -123,8 +125,8 @@ def test_the_example_shows_the_numbers_of_one_convolution(networks, tiny):
     picture, pixels, weights, response = figure.axes[:4]
     block = activations.run_image(cnn, image)[0][0]
     kernel = int(block.output[0].std((1, 2), correction=0).argmax())
-    patch, (top, left, height, width), (y, x) = activations.find_patch(block, kernel)
-    assert (height, width) == (3, 3)
+    patch, (top, left, bottom, right), (y, x) = activations.find_patch(block, kernel)
+    assert (bottom - top, right - left) == (2, 2)
     expected = (patch, cnn.model.blocks[0][0].weight[kernel, 0].detach())
     for axes, values in zip((pixels, weights), expected, strict=True):
         assert (axes.images[0].get_array() == values.numpy()).all()
