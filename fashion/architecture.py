@@ -35,7 +35,7 @@ def draw(models: Mapping[str, nn.Module]) -> Figure:
     image = torch.zeros(1, 1, SIZE, SIZE)
     networks = {name: run(model.eval(), image)[0] for name, model in models.items()}
     rows, title = 1 + max(map(len, networks.values())), "Architectures: layers, shapes and costs"
-    figure = make_figure(title, 7.2 * len(networks), 0.85 * rows + 1.6)
+    figure = make_figure(title, 7.4 * len(networks), 0.85 * rows + 1.6)
     figure.supxlabel(fill(NOTE, 95 * len(networks)), fontsize=9, color=GREY)
     panels = figure.subplots(1, 3 * len(networks), width_ratios=[2.2, 1, 1] * len(networks))
     for number, (name, blocks) in enumerate(networks.items()):
@@ -48,7 +48,7 @@ def draw(models: Mapping[str, nn.Module]) -> Figure:
         for axes, head, numbers in zip(bars, heads, values, strict=True):
             drawn = axes.barh(range(1, len(blocks) + 1), numbers, 0.5, color=colour(name))
             axes.bar_label(drawn, [f"{n:,}" for n in numbers], fontsize=8, padding=3)
-            axes.set_title(head, fontsize=10)
+            axes.set_title(head, fontsize=9)
             axes.set(yticks=[])
     for part in range(3):  # the same scale for all networks
         right = max(axes.get_xlim()[1] for axes in panels[part::3]) * (1.6 if part else 1)

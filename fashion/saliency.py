@@ -61,10 +61,11 @@ def occlusion(network: Network, image: Tensor, label: int) -> np.ndarray:
 
 def rank_correlation(maps: np.ndarray, others: np.ndarray, images: Tensor) -> np.ndarray:
     """Return Spearman's correlation of pairs of maps (K, 28, 28) over pixels that are not black."""
-    from scipy.stats import spearmanr  # a second that predict.py need not wait for
-
-    shown = zip(maps, others, (images > 0).numpy(), strict=True)
-    return np.array([spearmanr(one[seen], other[seen])[0] for one, other, seen in shown])
+    values = []
+    for pair, seen in zip(zip(maps, others, strict=True), (images > 0).numpy(), strict=True):
+        ranks = [one[seen].argsort().argsort() for one in pair]  # without ties
+        values.append(np.corrcoef(ranks)[0, 1])
+    return np.array(values)
 
 
 def deletion(network: Network, image: Tensor, label: int, support: np.ndarray) -> float:
@@ -112,7 +113,8 @@ def draw(
     images, labels = dataset.test_images[list(chosen)], dataset.test_labels[list(chosen)]
     title = f"Saliency maps, test images of {dataset.title}\n"
     title += f"Images on which a network is about {CONFIDENCE:.0%} sure of its prediction"
-    figure = style.make_figure(title, 3.8 * len(networks) + 2.3, 2.25 * len(chosen) + 2.4)
+    width = max(3.8 * len(networks) + 2.3, 7.6)  # as wide as the longest title
+    figure = style.make_figure(title, width, 2.25 * len(chosen) + 2.4)
     panels = figure.subplots(len(chosen), 1 + 2 * len(networks), squeeze=False)
     for axes, image, true, index in zip(panels[:, 0], images, labels, chosen, strict=True):
         correct = ", ".join(map(label, chosen[index])) or "none"
@@ -132,7 +134,7 @@ def draw(
         ]
         share, by_chance = means[0], np.mean(means[1:])
         results.append(f"{share:.0%} for the {label(name)} ({by_chance:.0%} in random order)")
-    text = fill(f"{NOTE}{CHECK}{' and '.join(results)}.", 50 * len(networks) + 25)
+    text = fill(f"{NOTE}{CHECK}{' and '.join(results)}.", int(12.6 * width))
     figure.supxlabel(text, fontsize=9, color=GREY)
     return figure
 
