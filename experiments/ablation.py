@@ -15,13 +15,11 @@ from dataclasses import replace
 from typing import Any
 
 from fashion.comparison import compare_paired, summarize_values
-from fashion.device import environment
-from fashion.files import write_json
 from fashion.options import Parser
 from fashion.recipe import Model, Recipe
 from fashion.script import list_files, quiet, run
 
-from experiments.shared import percent, start
+from experiments.shared import percent, record, start
 from fashionmnist import train
 from models import MODELS
 
@@ -33,8 +31,7 @@ def main() -> None:
     parser = Parser("Change one setting of the recipes at a time.", prog="-m experiments.ablation")
     parser.add_argument("--quick", action="store_true", help="change the quick recipes")
     args, dataset = start(parser, "ablation")
-    result: dict[str, Any] = {"environment": environment(dataset.images.device)}
-    result["dataset"] = dataset.title
+    result: dict[str, Any] = {}
     for name, model in MODELS.items():
         print(f"\n{name.upper():<42}  accuracy (%)  difference (points)  seconds", flush=True)
         recipe = model.quick if args.quick else model.recipe
@@ -59,8 +56,7 @@ def main() -> None:
                 flush=True,
             )
         result[name] = rows
-    write_json(args.out / "ablation.json", result)
-    list_files([args.out / "ablation.json"])
+    list_files([record(args.out / "ablation.json", dataset, args.seeds, result)])
 
 
 def list_changes(model: Model, recipe: Recipe) -> list[Settings]:

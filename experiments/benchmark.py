@@ -22,8 +22,6 @@ from multiprocessing import get_context
 from typing import Any
 
 from fashion.data import Dataset
-from fashion.device import environment
-from fashion.files import write_json
 from fashion.options import Parser
 from fashion.recipe import Recipe
 from fashion.runs import Run
@@ -35,7 +33,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from experiments.loops import BATCH_SIZE, PEERS, classic_loop, measure_accuracy, train_peer
-from experiments.shared import start
+from experiments.shared import record, start
 from fashionmnist import train
 from models import MODELS
 
@@ -51,17 +49,16 @@ def main() -> None:
     device = dataset.images.device
     if args.peers and device.type != "cpu":
         raise UserError("--peers compares loops on a CPU: add --device cpu")
-    result: dict[str, Any] = {"environment": environment(device), "dataset": dataset.title}
-    networks = result["networks"] = {}
+    networks: dict[str, Any] = {}
     for name in MODELS:
         print(f"\n{name.upper()}: {EPOCHS} epochs of both loops in alternation", flush=True)
         networks[name] = compare(name, dataset, args.seeds, args.peers)
         print(f"Images per second, and time to {networks[name]['target']:.2%}")
         for loop, measured in networks[name]["loops"].items():
             print(f"  {loop:<24}{text(measured)}", flush=True)
-    path = args.out / "benchmark.json"
-    write_json(path, result)
-    list_files([path, save_figure(draw_benchmark(result), path.with_suffix(".png"))])
+    path = record(args.out / "benchmark.json", dataset, args.seeds, {"networks": networks})
+    figure = draw_benchmark(networks, dataset.title)
+    list_files([path, save_figure(figure, path.with_suffix(".png"))])
 
 
 def compare(name: str, dataset: Dataset, seeds: int, peers: bool) -> dict[str, Any]:
@@ -134,11 +131,10 @@ def text(measured: dict[str, Any]) -> str:
 
 
 @styled()
-def draw_benchmark(result: dict[str, Any]) -> Figure:
+def draw_benchmark(networks: dict[str, Any], title: str) -> Figure:
     """Draw the speed of each network in each loop."""
-    networks = result["networks"]
     rows = sum(len(network["loops"]) + 2.5 for network in networks.values())
-    figure = make_figure(f"Speed of training loops, {result['dataset']}", 10, 0.45 * rows)
+    figure = make_figure(f"Speed of training loops, {title}", 10, 0.45 * rows)
     note = "This project: images per second of the full recipe, time of a quick training"
     figure.supxlabel(note, fontsize=9, color=GREY)
     panels = figure.subplots(len(networks), squeeze=False).flat

@@ -51,6 +51,7 @@ def classic_loop(model: nn.Module, dataset: Dataset) -> Epochs:
     optimizer = torch.optim.Adam(model.parameters(), lr=CLASSIC_LEARNING_RATE)
     while True:
         start = time.perf_counter()
+        model.train()
         for images, labels in loader:
             loss = F.cross_entropy(model(images.to(device)), labels.to(device))
             optimizer.zero_grad()
@@ -66,6 +67,7 @@ def fast_loop(model: nn.Module, dataset: Dataset, dtype: torch.dtype) -> Epochs:
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     while True:
         start = time.perf_counter()
+        model.train()
         for chosen in dataset.train[torch.randperm(len(dataset.train))].split(BATCH_SIZE):
             images = normalize(dataset.images[chosen], dataset.mean, dataset.std)
             with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
@@ -110,7 +112,7 @@ def keras_loop(model: nn.Module, dataset: Dataset, dtype: torch.dtype) -> Epochs
         network.fit(x, y, BATCH_SIZE, verbose=0)
         seconds = time.perf_counter() - start
         logits = network.predict(test_x, BATCH_SIZE, verbose=0)
-        yield seconds, float((logits.argmax(1) == test_y).mean())
+        yield seconds, int((logits.argmax(1) == test_y).sum()) / len(test_y)
 
 
 def flax_loop(model: nn.Module, dataset: Dataset, dtype: torch.dtype) -> Epochs:
@@ -167,7 +169,7 @@ def flax_loop(model: nn.Module, dataset: Dataset, dtype: torch.dtype) -> Epochs:
         jax.block_until_ready(loss)
         seconds = time.perf_counter() - start
         network.eval()
-        yield seconds, float((classify(network, test_x) == test_y).mean())
+        yield seconds, int((classify(network, test_x) == test_y).sum()) / len(test_y)
 
 
 PEERS: dict[str, Callable[[nn.Module, Dataset, torch.dtype], Epochs]] = {

@@ -1,10 +1,12 @@
 """What the experiments share."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from fashion.data import Dataset, load
-from fashion.device import choose_device, keep_memory
+from fashion.device import choose_device, choose_precision, environment, keep_memory
+from fashion.files import write_json
 from fashion.options import DEVICES, Parser, add_folders, number
 from fashion.report import print_dataset
 from fashion.script import make_folder
@@ -27,6 +29,19 @@ def start(
     dataset = load(args.data_dir, quick_images if quick else None).to(device)
     print_dataset(dataset)
     return args, dataset
+
+
+def record(path: Path, dataset: Dataset, seeds: int, result: dict[str, Any]) -> Path:
+    """Write a result as JSON, with all that it depends on, and return the path."""
+    device = dataset.images.device
+    precision = str(choose_precision("auto", device)).removeprefix("torch.")
+    origin = {
+        "dataset": dataset.title,
+        "seeds": list(range(seeds)),
+        "environment": environment(device) | {"precision": precision},
+    }
+    write_json(path, origin | result)
+    return path
 
 
 def percent(summary: dict[str, Any], sign: str = "") -> str:

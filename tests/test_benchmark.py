@@ -39,6 +39,17 @@ def test_classic_loop_takes_steps_of_adam_in_training_mode(tiny):
     assert seconds > 0 and reached == accuracy(logits, tiny.test_labels)
 
 
+@pytest.mark.parametrize("loop", [loops.classic_loop, loops.PEERS["PyTorch, made fast"]])
+def test_loops_train_in_training_mode_after_each_evaluation(loop, tiny, monkeypatch):
+    monkeypatch.setattr(loops, "BATCH_SIZE", loops.CLASSIC_BATCH_SIZE)
+    few = replace(tiny, train=tiny.train[: 3 * loops.CLASSIC_BATCH_SIZE])
+    model = MODELS["ffn"].network(widths=(16,)).eval()
+    epochs = loop(model, few, *([torch.float32] if loop is loops.fast_loop else []))
+    for steps in (3, 6):  # batch norm counts batches in training mode only
+        next(epochs)
+        assert model.layers[2].num_batches_tracked == steps
+
+
 @pytest.mark.parametrize("peer", loops.PEERS)
 def test_every_loop_learns(peer, tiny, monkeypatch):
     libraries = {"Keras on TensorFlow": "keras", "Flax on JAX": "flax"}
@@ -84,8 +95,7 @@ def test_figure_shows_the_loops():
     slow = {"images_per_second": 1000.0, "seconds_to_target": None}
     fast = {"images_per_second": 5000.0, "seconds_to_target": 12.34}
     measured = {"this project": fast, "classic loop": slow}
-    result = {"networks": {"cnn": {"target": 0.91, "loops": measured}}, "dataset": ""}
-    (axes,) = benchmark.draw_benchmark(result).axes
+    (axes,) = benchmark.draw_benchmark({"cnn": {"target": 0.91, "loops": measured}}, "").axes
     assert [bar.get_width() for bar in axes.patches] == [5000, 1000]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["this project", "classic loop"]
     texts = ["5,000 images/s, 12.3 s", "1,000 images/s, accuracy not reached"]
