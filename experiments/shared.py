@@ -12,9 +12,7 @@ from fashion.report import print_dataset
 from fashion.script import make_folder
 
 
-def start(
-    parser: Parser, folder: str, quick_images: int | None = None
-) -> tuple[argparse.Namespace, Dataset]:
+def start(parser: Parser, folder: str) -> tuple[argparse.Namespace, Dataset]:
     """Parse the command line and return it with the dataset; results go to a subfolder of --out."""
     add_folders(parser, f"the results, which go to its subfolder {folder}")
     text = "trainings of each kind, with the seeds 0 to N - 1 (3)"
@@ -26,7 +24,7 @@ def start(
     keep_memory()
     device = choose_device(args.device)
     make_folder(args.out / "runs")
-    dataset = load(args.data_dir, quick_images if quick else None).to(device)
+    dataset = load(args.data_dir).to(device)
     print_dataset(dataset)
     return args, dataset
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import product
 
 from fashion import script
+from fashion.checkpoint import load_networks
 from fashion.evaluation import accuracy, predict
 from fashion.style import colour
 
@@ -19,7 +20,8 @@ SMALL = {"ffn": {"widths": (32, 16)}, "cnn": {"channels": (4, 4, 4), "widths": (
 
 
 def summary(mean):
-    return {"mean": mean, "std": None}
+    costs = {"parameters": 1_500_000, "multiply_accumulates": 20_000}
+    return {"mean": mean, "std": None, **costs}
 
 
 def test_permutation_is_the_same_for_all_images_and_loses_nothing():
@@ -30,6 +32,7 @@ def test_permutation_is_the_same_for_all_images_and_loses_nothing():
 
 
 def test_fewer_images_are_chosen_by_the_seed_and_repeated_to_as_many_steps(tiny):
+    assert why.permuted(tiny, 3).test_images.equal(why.permute(tiny.test_images, 3))
     few, others = (why.fewer(tiny, 50, seed) for seed in (0, 1))
     assert len(few.train) == len(tiny.train) and set(few.train.tolist()) <= set(tiny.train.tolist())
     assert set(few.train.bincount().tolist()) == {0, len(tiny.train) // 50}
@@ -50,53 +53,68 @@ def test_resized_networks_match_the_other_network():
 
 
 def test_experiment_trains_all_alike_and_reports_what_the_networks_reach(
-    tiny, tmp_path, monkeypatch
+    tiny, tmp_path, monkeypatch, capsys
 ):
-    def train_one(name, seed, dataset, folder, **model):
-        run = train(name, seed, dataset, folder, **SMALL[name], **model)
+    def small(name, recipe, seed, dataset, folder):
+        recipe = replace(recipe, model=SMALL[name] | recipe.model)
+        run = train(name, recipe, seed, dataset, folder)
         runs.append((run, dataset))
         return run
 
-    train, runs = why.train_one, []
-    monkeypatch.setattr(shared, "load", lambda *_: tiny)
-    monkeypatch.setattr(why, "train_one", train_one)
+    train, runs = why.train, []
+    used = torch.cat([tiny.train[:400], tiny.validation[:100]])
+    parts = {"train": torch.arange(400), "validation": torch.arange(400, 500)}
+    few = replace(tiny, images=tiny.images[used], labels=tiny.labels[used], **parts)
+    monkeypatch.setattr(shared, "load", lambda *_: few)
+    monkeypatch.setattr(why, "train", small)
     monkeypatch.setattr(why, "SIZES", (60, 5000))
     monkeypatch.setattr(why, "save_figure", lambda _, path: path)
     monkeypatch.setattr(why, "RESIZED", [("cnn", "other", {"padding": (1, 1, 1)})])
-    monkeypatch.setattr(why, "RECIPE", replace(why.RECIPE, epochs=1))
+    monkeypatch.setattr(why, "LEARNING_RATES", (0.0001, 0.02))
+    monkeypatch.setattr(why, "RECIPE", replace(why.RECIPE, epochs=1, batch_size=100))
+    monkeypatch.setattr(why, "DISTORTIONS", {"contrast": DISTORTIONS["contrast"]})
+    monkeypatch.setattr(why, "draw_robustness", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["why", "--device=cpu", "--seeds=1", f"--out={tmp_path}"])
     assert script.run(why.main) == 0
     result = json.loads((tmp_path / "why_convolution" / "why_convolution.json").read_text())
-    assert [run.recipe.learning_rate for run, _ in runs] == [0.02] * 3 + [0.03] * 4
-    assert {len(dataset.train) for _, dataset in runs} == {len(tiny.train)}
-    for _, dataset in (runs[1], runs[4]):
-        assert dataset.images.equal(why.permute(tiny.images))
+    assert result["seeds"] == [0] and result["environment"]["precision"] in ("float32", "bfloat16")
+    assert {len(dataset.train) for _, dataset in runs} == {400}
+    assert len({str(replace(run.recipe, learning_rate=0, model={})) for run, _ in runs}) == 1
+    for _, dataset in (*runs[2:4], *runs[8:10]):
+        assert dataset.images.equal(why.permute(few.images))
         assert dataset.test_images.equal(why.permute(tiny.test_images))
 
-    reached = [accuracy(run.logits["test"], tiny.test_labels) for run, _ in runs]
+    # Of the two rates of each variant, the one with the higher validation accuracy is tested.
+    pairs = [(runs[i][0], runs[i + 1][0]) for i in range(0, len(runs), 2)]
+    chosen = [max(pair, key=lambda run: run.history[-1]["validation_accuracy"]) for pair in pairs]
+    assert [sum(bool(run.logits) for run in pair) for pair in pairs] == [1] * 7
     keys = [*product(why.NAMES, ("as it is", "permuted pixels", "60 images")), ("cnn", "other")]
-    expected = dict(zip(keys, reached, strict=True))
+    expected = {
+        key: (accuracy(run.logits["test"], tiny.test_labels), run.recipe.learning_rate)
+        for key, run in zip(keys, chosen, strict=True)
+    }
     rows = ((name, *row) for name, part in result["accuracy"].items() for row in part.items())
-    assert {(name, text): summary["mean"] for name, text, summary in rows} == expected
-    assert result["images"] == {"60 images": 60, "as it is": 1000}
-    sizes = {(row["network"], row["text"]): row["accuracy"]["mean"] for row in result["size"]}
-    assert sizes == {key: expected[key] for key in (keys[0], keys[3], keys[6])}
+    assert {(n, text): (row["mean"], row["learning_rate"]) for n, text, row in rows} == expected
+    assert result["images"] == {"60 images": 60, "as it is": 400}
+    other = expected["cnn", "other"][0] - expected["ffn", "as it is"][0]
+    assert result["cnn_minus_ffn"]["other"]["mean"] == pytest.approx(other)
+    assert f"other {100 * other:+.2f}" in " ".join(capsys.readouterr().out.split())
     dark = DISTORTIONS["contrast"][2](tiny.test_images, 0.15)
-    logits = predict(runs[3][0].model, dark, tiny.mean, tiny.std)
-    level = result["robustness"]["contrast"]["cnn"]["0.15"]
-    assert level["mean"] == accuracy(logits, tiny.test_labels)
+    shipped = load_networks(script.PRETRAINED, MODELS)["cnn"]
+    for key, logits in (
+        ("cnn", predict(chosen[3].model, dark, tiny.mean, tiny.std)),
+        ("cnn in pretrained/", shipped.logits(dark)),
+    ):
+        level = result["robustness"]["contrast"][key]["0.15"]
+        assert level["mean"] == accuracy(logits, tiny.test_labels)
 
 
 def test_figure_of_the_causes_shows_each_number_with_its_network(tiny):
     texts = ("as it is", "permuted pixels", "100 images")
     means = {"ffn": (0.8, 0.82, 0.7), "cnn": (0.9, 0.6, 0.75)}
-    costs = {"parameters": 1_500_000, "multiply_accumulates": 20_000}
-    sizes = [("ffn", "a", 0.8), ("cnn", "b", 0.9), ("cnn", "c", 0.7)]
-    result = {
-        "accuracy": {n: dict(zip(texts, map(summary, means[n]), strict=True)) for n in means},
-        "images": {"100 images": 100, "as it is": 1000},
-        "size": [{"network": n, "text": t, "accuracy": summary(m), **costs} for n, t, m in sizes],
-    }
+    reached = {n: dict(zip(texts, map(summary, means[n]), strict=True)) for n in means}
+    reached["cnn"]["MACs of the FFN"] = summary(0.7)
+    result = {"epochs": 2, "accuracy": reached, "images": {"100 images": 100, "as it is": 1000}}
     locality, data, sizes = why.draw_causes(result, tiny).axes
 
     def points(axes):
@@ -109,24 +127,29 @@ def test_figure_of_the_causes_shows_each_number_with_its_network(tiny):
         assert (inset.images[0].get_array() == image[0].numpy()).all()
     assert [text.get_text() for text in locality.get_xticklabels()] == list(texts[:2])
     labels = [text.get_text() for text in sizes.get_yticklabels()]
-    names = ("CNN, c: 70.0%", "FFN, a: 80.0%", "CNN, b: 90.0%")
+    names = ("CNN, MACs of the FFN: 70.0%", "FFN, as it is: 80.0%", "CNN, as it is: 90.0%")
     assert labels == [f"{name}\n1.50 M parameters, 0.02 M MACs" for name in names]
     shown = [(bar[0].get_xdata()[0], bar[0].get_color()) for bar in sizes.containers]
     assert shown == [(0.7, colour("cnn")), (0.8, colour("ffn")), (0.9, colour("cnn"))]
 
 
 def test_figure_of_robustness_shows_each_level_with_its_example(tiny):
-    first = {"ffn": 0.1, "cnn": 0.5}  # in the first panel; each of the others has 0.05 more
+    # In the first panel; each of the others has 0.05 more.
+    first = {"ffn": 0.1, "cnn": 0.5, "ffn in pretrained/": 0.2}
     result = {
         kind: {n: {f"{x:g}": summary(first[n] + i / 20) for x in levels} for n in first}
         for i, (kind, (_, levels, _)) in enumerate(DISTORTIONS.items())
     }
-    axes = why.draw_robustness({"robustness": result}, tiny).axes
+    axes = why.draw_robustness({"robustness": result, "epochs": 2}, tiny).axes
     sample = tiny.test_images[tiny.test_labels == 9][:1]
     for number, (kind, (unit, levels, apply)) in enumerate(DISTORTIONS.items()):
         assert axes[number].get_title() == f"{kind.capitalize()}: {unit}"
         lines = {bar.get_label(): bar[0].get_ydata()[-1] for bar in axes[number].containers}
-        assert lines == {"FFN": 0.1 + number / 20, "CNN": 0.5 + number / 20}
+        assert lines == {
+            name.replace("ffn", "FFN").replace("cnn", "CNN"): mean + number / 20
+            for name, mean in first.items()
+        }
+        assert [bar[0].get_linestyle() for bar in axes[number].containers] == ["-", "-", "--"]
         ticks = [text.get_text() for text in axes[number].get_xticklabels()]
         assert ticks == [f"{level:g}" for level in levels]
         for inset, level in zip(axes[number].child_axes, levels, strict=True):
