@@ -17,7 +17,6 @@ from typing import Any
 
 from fashion.comparison import compare_paired, summarize_values
 from fashion.data import Dataset
-from fashion.evaluation import accuracy
 from fashion.options import Parser
 from fashion.script import list_files, quiet, run
 from fashion.style import label
@@ -58,7 +57,8 @@ def main() -> None:
                 with quiet():
                     trained = train(name, MODELS[name].quick, seed, part, args.out / "runs")
                     trained.score(dataset)
-                rows.append(measure(trained.logits["test"], dataset, near))
+                correct = (trained.logits["test"].argmax(1) == dataset.test_labels.cpu()).double()
+                rows.append([correct[part].mean().item() for part in (near, ~near)])
             reached[text] = np.array(rows)
             print_row(text, [summarize_values(column.tolist()) for column in reached[text].T])
         result[name] = {text: rows.T.tolist() for text, rows in reached.items()}
@@ -81,7 +81,7 @@ def find_near(test: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
         close = distances < NEAR**2 * norms
         near.append(close.any(1).view(2, -1).any(0))
         neighbours |= close.any(0)
-    return torch.cat(near), neighbours
+    return torch.cat(near).cpu(), neighbours
 
 
 def reduce(dataset: Dataset, neighbours: Tensor, text: str, seed: int) -> Dataset:
@@ -96,12 +96,6 @@ def reduce(dataset: Dataset, neighbours: Tensor, text: str, seed: int) -> Datase
             order = torch.randperm(len(others), generator=generator)[:count]
             removed[others[order.to(others.device)]] = True
     return replace(dataset, train=dataset.train[~removed])
-
-
-def measure(logits: Tensor, dataset: Dataset, near: Tensor) -> list[float]:
-    """Return the accuracy on test images with near-duplicates and on the others."""
-    labels, near = dataset.test_labels.cpu(), near.cpu()
-    return [accuracy(logits[part], labels[part]) for part in (near, ~near)]
 
 
 def compare(reached: Mapping[str, np.ndarray]) -> dict[str, list[dict[str, Any]]]:

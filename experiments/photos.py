@@ -18,8 +18,9 @@ from fashion.data import CLASSES
 from fashion.device import environment
 from fashion.evaluation import calibration
 from fashion.files import write_json
+from fashion.options import Parser, add_folders
 from fashion.prediction import Report
-from fashion.script import Parser, UserError, add_folders, list_files, make_folder, run
+from fashion.script import UserError, list_files, make_folder, run
 from fashion.style import label
 
 import numpy as np
@@ -39,7 +40,8 @@ KINDS = {
     "longsleeve": ("Pullover", "Shirt", "T-shirt/top"),
     "shoes": ("Sneaker", "Sandal", "Ankle boot"),
 }
-SHOES = "shoes"  # counted apart: many show a pair from above, as no image of the dataset does
+# Shoes are counted apart: many photos show a pair from above, as no image of the dataset does.
+SHOES, SOME, ALL = "shoes", "all but shoes", "all"
 Photo = tuple[str, Report | None]  # the kind, and the report unless no garment was found
 
 
@@ -64,17 +66,20 @@ def main() -> None:
                 photos[-1] = kind, classify(name, networks)
 
     groups = {kind: [photo for photo in photos if photo[0] == kind] for kind in kinds}
-    groups["all but shoes"] = [photo for photo in photos if photo[0] != SHOES]
-    result: dict[str, Any] = {"environment": environment(torch.device("cpu"))}
+    groups |= {SOME: [photo for photo in photos if photo[0] != SHOES], ALL: photos}
+    origin = environment(torch.device("cpu")) | {"precision": "float32"}
+    result: dict[str, Any] = {"environment": origin}
     result["networks"] = {name: network.metadata for name, network in networks.items()}
-    result["accuracy"] = {
-        kind: {name: count(chosen, name) for name in networks} for kind, chosen in groups.items()
+    result["correct"] = {
+        kind: {name: count([is_correct(photo, name) for photo in chosen]) for name in networks}
+        for kind, chosen in groups.items()
     }
-    result["reliability"] = {
-        kind: {name: measure(chosen, name) for name in networks}
-        for kind, chosen in (("all but shoes", groups["all but shoes"]), ("all", photos))
-    }
-    print_tables(result)
+    print_table("correct", result["correct"], list(networks))
+    for group in (SOME, ALL):
+        measured = {name: measure(groups[group], name) for name in networks}
+        keys = next(iter(measured.values()))
+        result[group] = {key: {name: measured[name][key] for name in networks} for key in keys}
+        print_table(f"reliability, {group}", result[group], list(networks))
     write_json(args.out / "photos" / "photos.json", result)
     list_files([args.out / "photos" / "photos.json"])
 
@@ -85,13 +90,13 @@ def is_correct(photo: Photo, network: str) -> bool:
     return report is not None and report.top(network)[0][0] in KINDS[kind]
 
 
-def count(photos: Sequence[Photo], network: str) -> dict[str, Any]:
-    """Return how many photos are classified correctly, and Wilson's 95 % interval of the share."""
+def count(correct: Sequence[bool]) -> dict[str, Any]:
+    """Return how many predictions are correct, with Wilson's 95 % interval of the share."""
     from scipy.stats import binomtest
 
-    correct = sum(is_correct(photo, network) for photo in photos)
-    interval = binomtest(correct, len(photos)).proportion_ci(method="wilson")
-    return {"correct": correct, "photos": len(photos), "ci95": list(interval)}
+    total, hits = len(correct), int(sum(correct))
+    interval = binomtest(hits, total).proportion_ci(method="wilson") if total else (0, 1)
+    return {"correct": hits, "photos": total, "ci95": list(interval)}
 
 
 def measure(photos: Sequence[Photo], network: str) -> dict[str, Any]:
@@ -104,14 +109,13 @@ def measure(photos: Sequence[Photo], network: str) -> dict[str, Any]:
     # Several classes may be correct: the predicted one, if it is, and otherwise none.
     labels = np.where(correct, probabilities.argmax(1), len(CLASSES))
     return {
-        "photos": len(found),
         "accuracy": float(correct.mean(dtype=float)),
-        "confidence": float(confidence.mean(dtype=float)),
-        "calibration_error": calibration(probabilities, labels).error,
-        "auroc_of_confidence": auroc(confidence, correct),
-        "auroc_of_energy": auroc(-excess, correct),
-        "unlike": {"photos": int(unlike.sum()), "correct": int(correct[unlike].sum())},
-        "familiar": {"photos": int((~unlike).sum()), "correct": int(correct[~unlike].sum())},
+        "mean confidence": float(confidence.mean(dtype=float)),
+        "expected calibration error": calibration(probabilities, labels).error,
+        "AUROC of the confidence": auroc(confidence, correct),
+        "AUROC of the energy": auroc(-excess, correct),
+        "correct if unlike": count(correct[unlike].tolist()),
+        "correct if familiar": count(correct[~unlike].tolist()),
     }
 
 
@@ -125,33 +129,21 @@ def auroc(scores: np.ndarray, correct: np.ndarray) -> float | None:
     return float(mannwhitneyu(scores[correct], scores[~correct]).statistic / pairs)
 
 
-def print_tables(result: dict[str, Any]) -> None:
-    """Print the results as tables in Markdown."""
-    names = list(result["networks"])
-    print("\n| kind | photos |", *(f"{label(name)} |" for name in names))
-    print("| --- |", "--- |", *("--- |" for _ in names))
-    for kind, row in result["accuracy"].items():
-        low_high = {n: "{:.0%} to {:.0%}".format(*row[n]["ci95"]) for n in names}
-        cells = (f"{row[n]['correct']} ({share(row[n])}; {low_high[n]}) |" for n in names)
-        print(f"| {kind} | {row[names[0]]['photos']} |", *cells)
-    for kind, rows in result["reliability"].items():
-        print(f"\n| {kind} |", *(f"{label(name)} |" for name in names))
-        print("| --- |", *("--- |" for _ in names))
-        for key in rows[names[0]]:
-            values = (rows[name][key] for name in names)
-            print(f"| {key.replace('_', ' ')} |", *(f"{text(value)} |" for value in values))
-
-
-def share(counts: dict[str, int]) -> str:
-    """Return the share of correct photos for people."""
-    return f"{counts['correct'] / counts['photos']:.0%}" if counts["photos"] else "–"
+def print_table(title: str, rows: dict[str, dict[str, Any]], names: Sequence[str]) -> None:
+    """Print rows with a column for each network as a table in Markdown."""
+    print(f"\n| {title} |", *(f"{label(name)} |" for name in names))
+    print("| --- |", *("--- |" for _ in names))
+    for key, row in rows.items():
+        print(f"| {key} |", *(f"{text(row[name])} |" for name in names))
 
 
 def text(value: Any) -> str:
-    """Return a number or counts for people."""
-    if isinstance(value, dict):
-        return f"{value['photos']}, of which {value['correct']} correct ({share(value)})"
-    return f"{value:.2f}" if isinstance(value, float) else f"{value}"
+    """Return counts or a number for people."""
+    if not isinstance(value, dict):
+        return "–" if value is None else f"{value:.2f}"
+    hits, total = value["correct"], value["photos"]
+    low, high = (100 * end for end in value["ci95"])
+    return f"{hits} of {total} ({100 * hits / max(1, total):.0f} %; {low:.0f} to {high:.0f} %)"
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ PHOTOS = [
 
 def test_each_kind_counts_its_classes_and_photos_without_a_garment_as_errors():
     assert [photos.is_correct(each, "cnn") for each in PHOTOS] == [True, False, True, False, False]
-    counts = photos.count(PHOTOS, "cnn")
+    counts = photos.count([True, False, True, False, False])
+    assert photos.text(counts) == "2 of 5 (40 %; 12 to 77 %)"
     assert (counts["correct"], counts["photos"]) == (2, 5)
     z, n, p = norm.ppf(0.975), 5, 2 / 5  # Wilson's interval
     middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
@@ -44,15 +45,17 @@ def test_each_kind_counts_its_classes_and_photos_without_a_garment_as_errors():
 
 def test_reliability_of_photos_with_a_garment():
     measured = photos.measure(PHOTOS, "cnn")
-    assert measured["photos"] == 4 and measured["accuracy"] == 0.5
-    assert measured["confidence"] == pytest.approx((0.9 + 0.5 + 0.7 + 0.8) / 4)
-    assert measured["calibration_error"] == pytest.approx((0.1 + 0.5 + 0.3 + 0.8) / 4)
-    # Pairs of a correct (0.9, 0.7) and an incorrect one (0.5, 0.8): three of four in order.
-    assert measured["auroc_of_confidence"] == 3 / 4
-    assert measured["auroc_of_energy"] == 3 / 4  # -2 and 0.5 against 1 and -1
-    assert measured["unlike"] == {"photos": 2, "correct": 1}
-    assert measured["familiar"] == {"photos": 2, "correct": 1}
-    assert photos.measure(PHOTOS[:1], "cnn")["auroc_of_energy"] is None
+    assert measured["accuracy"] == 0.5
+    assert measured["mean confidence"] == pytest.approx((0.9 + 0.5 + 0.7 + 0.8) / 4)
+    expected = (0.1 + 0.5 + 0.3 + 0.8) / 4
+    assert measured["expected calibration error"] == pytest.approx(expected)
+    # Of the pairs of a correct (0.9, 0.7) and an incorrect one (0.5, 0.8), three are in order.
+    assert measured["AUROC of the confidence"] == 3 / 4
+    assert measured["AUROC of the energy"] == 3 / 4  # -2 and 0.5 against 1 and -1
+    for key in ("correct if unlike", "correct if familiar"):
+        assert (measured[key]["correct"], measured[key]["photos"]) == (1, 2)
+    assert photos.measure(PHOTOS[:1], "cnn")["AUROC of the energy"] is None
+    assert photos.measure(PHOTOS[:1], "cnn")["correct if unlike"]["ci95"] == [0, 1]
 
 
 def test_script_counts_the_photos_of_each_folder(tiny, trained, tmp_path, monkeypatch, capsys):
@@ -70,9 +73,9 @@ def test_script_counts_the_photos_of_each_folder(tiny, trained, tmp_path, monkey
     output = capsys.readouterr().out
     for name, network in networks.items():
         correct = int((network.probabilities(trousers).argmax(1) == 1).sum())
-        counts = result["accuracy"]["pants"][name]
+        counts = result["correct"]["pants"][name]
         assert (counts["correct"], counts["photos"]) == (correct, 4)
-        assert result["reliability"]["all"][name]["photos"] == 3
-        assert f" {correct} ({correct / 4:.0%}; " in output
+        assert result["all"]["accuracy"][name] == correct / 3
+        assert f" {correct} of 4 ({25 * correct} %; " in output
     monkeypatch.setattr(sys, "argv", ["photos", str(tmp_path)])
     assert script.run(photos.main) == 2
