@@ -27,7 +27,7 @@ PHOTOS = [
     photo("longsleeve", "Shirt", 0.9, -2.0),
     photo("longsleeve", "Coat", 0.5, 1.0),
     photo("shoes", "Sandal", 0.7, 0.5),
-    photo("shirt", "Pullover", 0.8, -1.0),
+    photo("shirt", "T-shirt/top", 0.8, -1.0),
     ("shirt", None),  # no garment found
 ]
 
