@@ -64,7 +64,7 @@ def test_script_counts_the_photos_of_each_folder(tiny, trained, tmp_path, monkey
         path = tmp_path / "photos" / "pants" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.numpy()).save(path)
-    Image.new("RGB", (50, 50), "white").save(path.with_name("blank.png"))
+    path.with_name("damaged.png").write_bytes(b"")
     argv = ["photos", str(tmp_path / "photos"), "--checkpoints", str(trained)]
     monkeypatch.setattr(sys, "argv", [*argv, f"--out={tmp_path}"])
     assert script.run(photos.main) == 0
