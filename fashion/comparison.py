@@ -47,8 +47,8 @@ def mcnemar_exact(first_correct: np.ndarray, second_correct: np.ndarray) -> dict
     """Compare two classifiers, correct on images or not, bool (N,), with McNemar's exact test."""
     first = int((first_correct & ~second_correct).sum())
     second = int((second_correct & ~first_correct).sum())
-    p_value = scipy.stats.binomtest(first, first + second).pvalue.item() if first + second else 1.0
-    return {"only_first_correct": first, "only_second_correct": second, "p_value": p_value}
+    p_value = scipy.stats.binomtest(first, first + second).pvalue if first + second else 1
+    return {"only_first_correct": first, "only_second_correct": second, "p_value": float(p_value)}
 
 
 def count_multiply_accumulates(model: nn.Module) -> int:
