@@ -3,8 +3,10 @@
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 from fashion import checkpoint, script, style
 from fashion.data import Dataset, load_sample
@@ -16,7 +18,12 @@ import torch
 from fashionmnist import train
 from models import MODELS
 
-REAL = Path(os.environ.get("FASHION_MNIST_DIR", Path(__file__).parents[1] / "data"))
+# Several threads are slower for small tensors, and would add numbers in another order.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # in processes that tests start
+
+ROOT = Path(__file__).parents[1]
+REAL = Path(os.environ.get("FASHION_MNIST_DIR", ROOT / "data"))
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +53,7 @@ def finished(tiny: Dataset) -> dict[str, list[Run]]:
     """Two finished runs of each network, some 60 to 80 % accurate, with the seeds 0 and 1."""
     series: dict[str, list[Run]] = {}
     for name, model in MODELS.items():
-        recipe = replace(model.recipe, epochs=4, batch_size=50)
+        recipe = replace(model.recipe, epochs=4, batch_size=100)
         series[name] = [train(name, recipe, seed, tiny) for seed in (0, 1)]
         for run in series[name]:
             run.score(tiny)
@@ -81,6 +88,14 @@ def real(tmp_path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_pictures() -> Iterator[None]:
+    """Write pictures with few pixels, which is faster; tests look at what is drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(style.STYLE, "savefig.dpi", 30)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_random_numbers() -> None:
     """Give each test the same random numbers, independent of other tests."""
@@ -103,7 +118,17 @@ def call(monkeypatch, capsys):
     return start
 
 
-@pytest.fixture(autouse=True)
-def small_pictures(monkeypatch) -> None:
-    """Write pictures with few pixels, which is faster; tests look at what is drawn."""
-    monkeypatch.setitem(style.STYLE, "savefig.dpi", 30)
+@pytest.fixture
+def forget() -> Iterator[Callable[[], dict[str, ModuleType]]]:
+    """Remove the project's modules from memory, to import them again; the old ones come back."""
+    ours = {"fashion", "experiments", *(path.stem for path in ROOT.glob("*.py"))}
+
+    def start() -> dict[str, ModuleType]:
+        names = [name for name in sys.modules if name.split(".")[0] in ours]
+        return {name: sys.modules.pop(name) for name in names}
+
+    before = start()
+    sys.modules.update(before)
+    yield start
+    start()
+    sys.modules.update(before)

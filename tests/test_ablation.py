@@ -1,8 +1,6 @@
 import json
-import sys
 from dataclasses import replace
 
-from fashion import script
 from fashion.evaluation import evaluate
 
 import pytest
@@ -26,15 +24,14 @@ def test_changes_differ_from_both_recipes_and_fit_the_network(name):
     assert not any("model" in settings for settings in plain)
 
 
-def test_table_compares_validation_accuracies(tiny, tmp_path, monkeypatch, capsys):
+def test_table_compares_validation_accuracies(tiny, tmp_path, monkeypatch, call):
     small = replace(MODELS["ffn"].recipe, epochs=1, batch_size=100, model={"widths": (32, 16)})
     monkeypatch.setattr(ablation, "MODELS", {"ffn": MODELS["ffn"]._replace(recipe=small)})
     changes = {"learning_rate": 0.001, "flip": False, "model": {"dropout": 0}}
     monkeypatch.setattr(ablation, "list_changes", lambda *_: [{}, changes])
     monkeypatch.setattr(shared, "load", lambda *_: tiny)
-    argv = ["ablation", "--seeds", "2", "--device", "cpu", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", argv)
-    assert script.run(ablation.main) == 0
+    status, out, _ = call(ablation, "--seeds", 2, "--device", "cpu", "--out", tmp_path)
+    assert status == 0
     result = json.loads((tmp_path / "ablation" / "ablation.json").read_text())
     changed = replace(small, **changes | {"model": {"widths": (32, 16), "dropout": 0}})
     expected = [
@@ -44,5 +41,5 @@ def test_table_compares_validation_accuracies(tiny, tmp_path, monkeypatch, capsy
     assert [row["accuracy"]["values"] for row in result["ffn"]] == expected
     mean = sum(expected[1]) / 2 - sum(expected[0]) / 2
     assert result["ffn"][1]["difference"]["mean"] == pytest.approx(mean)
-    _, row = capsys.readouterr().out.split("learning rate 0.001, flip False, dropout 0 ")
+    _, row = out.split("learning rate 0.001, flip False, dropout 0 ")
     assert f"{50 * sum(expected[1]):.2f} ±" in row and f"{100 * mean:+.2f} ±" in row

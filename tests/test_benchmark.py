@@ -2,10 +2,8 @@ import copy
 import itertools
 import json
 import pickle
-import sys
 from dataclasses import replace
 
-from fashion import script
 from fashion.data import normalize
 from fashion.evaluation import accuracy, predict
 
@@ -74,14 +72,13 @@ def test_peer_ends_at_the_target_and_its_first_epoch_counts_as_long_as_others():
     assert benchmark.summarize(epochs(0.5, 99), 600, 0.51)["seconds_to_target"] is None
 
 
-def test_accuracies_are_those_of_the_test_images(tiny, tmp_path, monkeypatch):
+def test_accuracies_are_those_of_the_test_images(tiny, tmp_path, monkeypatch, call):
     quick = replace(MODELS["ffn"].quick, epochs=2, batch_size=50, model={"widths": (32, 16)})
     few = replace(tiny, train=tiny.train[:200])
     monkeypatch.setattr(shared, "load", lambda *_: few)
     monkeypatch.setattr(benchmark, "MODELS", {"ffn": MODELS["ffn"]._replace(quick=quick)})
     monkeypatch.setattr(benchmark, "EPOCHS", 2)
-    monkeypatch.setattr(sys, "argv", ["benchmark", "--device", "cpu", "--out", str(tmp_path)])
-    assert script.run(benchmark.main) == 0
+    assert call(benchmark, "--device", "cpu", "--out", tmp_path)[0] == 0
     result = json.loads((tmp_path / "benchmark" / "benchmark.json").read_text())
     measured = result["networks"]["ffn"]
     ours, classic = measured["loops"]["this project"], measured["loops"]["classic loop"]

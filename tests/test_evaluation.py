@@ -26,8 +26,7 @@ def test_predict_equals_one_large_batch_and_leaves_the_mode(finished, tiny):
 def test_evaluate_uses_the_validation_images(finished, tiny):
     run = finished["ffn"][0]
     loss, accuracy = evaluation.evaluate(run.model, tiny)
-    logits = run.logits["validation"]
-    labels = tiny.labels[tiny.validation]
+    logits, labels = run.logits["validation"], tiny.labels[tiny.validation]
     assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-5)
     assert accuracy == np.mean(logits.argmax(1).numpy() == labels.numpy())
 
@@ -80,9 +79,5 @@ def test_calibration_error_by_hand():
     assert result.share == pytest.approx([0.5, 0.5])
     assert result.error == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)
     assert result.centre == pytest.approx([9.5 / 15, 13.5 / 15])
-
-
-def test_certain_predictions_are_in_the_last_bin():
-    result = evaluation.calibration(np.eye(10), np.arange(10))
-    assert result.centre == pytest.approx([14.5 / 15])
-    assert result.error == 0
+    certain = evaluation.calibration(np.eye(10), np.arange(10))  # in the last bin
+    assert certain.centre == pytest.approx([14.5 / 15]) and certain.error == 0

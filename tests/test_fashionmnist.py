@@ -1,41 +1,33 @@
 """The main script as its users meet it: files, repetition, interruption, several processes."""
 
-import contextlib
+import io
 import json
-import os
+import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
+from contextlib import redirect_stdout
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
-from fashion import runs
+from fashion import device, download, report, script
+from fashion.data import load_sample
 
+import matplotlib
 import pytest
 import torch
+from torchvision.datasets import FashionMNIST
 
 import fashionmnist
 from models import MODELS
 
 ROOT = Path(__file__).parents[1]
-SHORT = ("--sample", "--limit", 200, "--epochs", 1, "--batch-size", 100)
+SIZES = ("--limit", 200, "--epochs", 1, "--batch-size", 100)
+SHORT = ("--sample", *SIZES)
 NETWORK_FILES = {"loss.png", "confusion.png", "correct.png", "incorrect.png"}
-# Nothing listens there, so that no test reaches the network.
-OFFLINE = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-
-
-def start(*arguments, folder=ROOT, environment=None, command=(sys.executable,), **keywords):
-    """Start the main script as a process of its own."""
-    return subprocess.Popen(
-        [*command, "fashionmnist.py", *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, **OFFLINE, "OMP_NUM_THREADS": "1", **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **keywords,
-    )
 
 
 def read_runs(folder):
@@ -45,75 +37,68 @@ def read_runs(folder):
     }
 
 
-@contextlib.contextmanager
-def one_thread():
-    """Compute with one thread, as the processes of start do: sums then have the same order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def assert_same_weights(first, second):
+def assert_same(first, second):
+    """Check that two state dictionaries are equal bit for bit."""
     assert first.keys() == second.keys()
-    for name in first:
-        for key, value in first[name]["weights"].items():
-            assert torch.equal(value, second[name]["weights"][key]), (name, key)
+    assert [key for key, value in first.items() if not torch.equal(value, second[key])] == []
 
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """The output folder of a short training of both networks."""
-    folder = tmp_path_factory.mktemp("outputs")
-    process = start(*SHORT, "--out", folder)
-    output, errors = process.communicate()
-    assert not errors
-    assert process.returncode == 0
-    (folder / "stdout").write_text(output)
+    """The output folder of a short training of both networks, without dataset and network."""
+    folder, output = tmp_path_factory.mktemp("outputs"), io.StringIO()
+    options = (*SIZES, "--data-dir", tmp_path_factory.mktemp("none"), "--out", folder)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output):
+        patch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens there
+        patch.setattr(download, "REPOSITORY", "http://127.0.0.1:9/")
+        patch.setattr(sys, "argv", ["fashionmnist.py", *map(str, options)])
+        assert script.run(fashionmnist.main) == 0
+    (folder / "stdout").write_text(output.getvalue())
     return folder
 
 
-def test_all_files_are_written_and_listed(outputs):
+def test_files_are_written_and_listed_and_say_that_they_are_of_the_sample(outputs):
     names = {f"{name}_{ending}" for name in MODELS for ending in NETWORK_FILES}
     names |= {f"{name}.safetensors" for name in MODELS}
     names |= {"metrics.json", "comparison.png", "report.html"}
     names |= {"dataset.png", "disagreements.png"}
     assert {path.name for path in outputs.iterdir()} == names | {"runs", "stdout"}
-    listed = (outputs / "stdout").read_text()
-    assert all(str(outputs / name) in listed for name in names)
-
-
-def test_results_say_that_they_are_of_the_sample(outputs):
-    title = "Fashion-MNIST sample, 10,000 images"
-    metrics = json.loads((outputs / "metrics.json").read_bytes())
-    assert all(entry["dataset"].startswith(title) for entry in metrics["models"].values())
+    output, title = (outputs / "stdout").read_text(), "Fashion-MNIST sample, 10,000 images"
+    assert all(str(outputs / name) in output for name in names)
+    assert title in output and "cannot be downloaded" in output
+    assert "The sample of 12,000 images that comes with the project is used instead" in output
     assert title in (outputs / "report.html").read_text()
-    assert title in (outputs / "stdout").read_text()
 
-
-def test_metrics_agree_with_the_run(outputs):
-    metrics = json.loads((outputs / "metrics.json").read_bytes())
+    metrics = json.loads((outputs / "metrics.json").read_bytes())["models"]
     for name, content in read_runs(outputs).items():
-        entry = metrics["models"][name.split("-")[0]]
-        assert entry["history"] == content["history"]
-        confusion = torch.tensor(entry["confusion_matrix"])
-        assert entry["test_accuracy"] == confusion.trace().item() / 2000
+        entry = metrics[name.split("-")[0]]
+        assert entry["dataset"].startswith(title) and entry["history"] == content["history"]
+        correct = content["logits"]["test"].argmax(1) == load_sample().test_labels
+        assert entry["test_accuracy"] == pytest.approx(correct.double().mean().item())
         assert entry["tested_at"] == content["tested_at"]
 
 
-def test_repeated_command_trains_nothing(outputs, tmp_path, call):
+def test_repeated_command_trains_nothing_and_draws_the_same(outputs, tmp_path, call):
     folder = shutil.copytree(outputs, tmp_path / "copy")
     modified = {path: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()}
-    status, output, _ = call(fashionmnist, *SHORT, "--out", folder)
+    for picture in folder.glob("*.png"):
+        picture.unlink()
+    # Settings of the user that would make other pictures.
+    look = {"text.usetex": True, "image.origin": "lower", "axes.facecolor": "black"}
+    with matplotlib.rc_context(look):
+        status, output, _ = call(fashionmnist, *SHORT, "--out", folder)
     assert status == 0
     assert output.count("is finished already") == 2
     assert "epoch  train loss" not in output
     assert modified == {path: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()}
+    for ending in NETWORK_FILES:
+        assert (folder / f"cnn_{ending}").read_bytes() == (outputs / f"cnn_{ending}").read_bytes()
 
 
-def test_training_one_network_leaves_the_files_of_the_other(outputs, tmp_path, call):
+def test_training_one_network_leaves_the_files_of_the_other(outputs, tmp_path, call, monkeypatch):
     folder = shutil.copytree(outputs, tmp_path / "copy")
     before = {path.name: path.read_bytes() for path in folder.glob("ffn*")}
+    monkeypatch.setattr(sys, "stderr", None)  # so it is when standard error is closed
     status, output, _ = call(fashionmnist, *SHORT, "--models", "cnn", "--seed", 5, "--out", folder)
     assert status == 0
     assert "FFN, seed" not in output
@@ -123,133 +108,94 @@ def test_training_one_network_leaves_the_files_of_the_other(outputs, tmp_path, c
     assert "ffn_confusion.png" in (folder / "report.html").read_text()
 
 
-def test_killed_training_continues_and_ends_bit_for_bit_the_same(tmp_path, call):
-    arguments = ("--sample", "--limit", 300, "--models", "ffn", "--epochs", 30, "--batch-size", 100)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(*arguments, "--out", killed)
-    while not list(killed.glob("runs/*.pt")):
-        time.sleep(0.02)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process = start(*arguments, "--out", killed)
-    output, _ = process.communicate()
-    assert process.returncode == 0
-    assert "FFN, seed 0, continues after epoch" in output
-    with one_thread():
-        call(fashionmnist, *arguments, "--out", whole)
-    assert_same_weights(read_runs(whole), read_runs(killed))
+LONGER = ("--sample", "--limit", 300, "--models", "ffn", "--epochs", 4, "--batch-size", 100)
+KILLED = """
+import os, signal
+import fashionmnist
+def replace(part, path, saved=[], original=os.replace):
+    saved.append(path)
+    if len(saved) == 3:  # the state after the third epoch is written, but not yet in its place
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(part, path)
+os.replace = replace
+fashionmnist.main()
+"""
 
 
-def test_ctrl_c_says_that_the_same_command_continues(tmp_path):
-    process = start(
-        "--sample", "--limit", 300, "--models", "ffn", "--epochs", 1000, "--out", tmp_path
-    )
-    while not list(tmp_path.glob("runs/*.pt")):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert errors.splitlines() == [
+def test_killed_training_continues_and_ends_bit_for_bit_the_same(tmp_path, call, monkeypatch):
+    options = [*LONGER, "--device", "cpu", "--out"]
+    command = [sys.executable, "-c", KILLED, *map(str, options), tmp_path / "killed"]
+    command = ["sh", "-c", 'exec "$0" "$@" 2>&-', *command]  # with standard error closed
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    monkeypatch.setattr(report, "write_results", lambda *_: None)
+    monkeypatch.setattr(report, "write_network", lambda *_: None)
+    _, output, _ = call(fashionmnist, *options, tmp_path / "killed")
+    assert "FFN, seed 0, continues after epoch 2" in output
+    call(fashionmnist, *options, tmp_path / "whole")
+    (killed,), (whole,) = (read_runs(tmp_path / name).values() for name in ("killed", "whole"))
+    assert_same(killed["weights"], whole["weights"])
+
+
+def test_ctrl_c_says_that_the_same_command_continues(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "print_epoch", lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(sys, "argv", ["fashionmnist.py", *map(str, LONGER), f"--out={tmp_path}"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "fashionmnist.py"), run_name="__main__")
+    assert end.value.code == 130
+    assert capsys.readouterr().err.splitlines() == [
         "error: interrupted; without --fresh, the same command continues after the last finished "
         "epoch"
     ]
 
 
-def test_edited_network_is_trained_again_and_the_other_is_not(outputs, tmp_path):
-    for name in ("fashionmnist.py", "ffn.py", "cnn.py", "models.py", "fashion", "sample"):
-        source = ROOT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copyfile
-        copy(source, tmp_path / name)
-    code = (tmp_path / "cnn.py").read_text()
-    (tmp_path / "cnn.py").write_text(code.replace("nn.ReLU()", "nn.GELU()"))
-    folder = shutil.copytree(outputs, tmp_path / "outputs")
-    output, errors = start(*SHORT, "--out", folder, folder=tmp_path).communicate()
-    assert not errors
-    assert "FFN, seed 0, is finished already" in output
-    assert "CNN, seed 0: 422,250 parameters" in output
-    assert len(list(folder.glob("runs/cnn*"))) == 2
+def test_two_processes_reach_the_numbers_of_one(tmp_path, call, monkeypatch):
+    options = [*SHORT, "--runs", 3, "--precision", "float32", "--device", "cpu", "--out", tmp_path]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    # What torchrun sets; this process is the first.
+    common = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}
+    for rank in (1, 0):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+        for name, value in (common | ranks).items():
+            monkeypatch.setenv(name, str(value))
+        if rank:
+            command = [sys.executable, "fashionmnist.py", *map(str, options)]
+            second = subprocess.Popen(command, cwd=ROOT)
+    for name in ("CONNECTING", "TRAINING"):  # the other needs time to start; none hangs for days
+        monkeypatch.setattr(device, name, timedelta(minutes=5))
+    try:
+        status, output, errors = call(fashionmnist, *options)
+        assert (status, errors, second.wait(60)) == (0, "", 0)
+        assert "suspect_labels.csv" in output
+        reached, dataset = read_runs(tmp_path), load_sample(200)
+        assert len(reached) == 6
+        assert not list(tmp_path.rglob("*.part"))
+        for name, model in MODELS.items():  # with as many threads
+            recipe = replace(model.recipe, epochs=1, batch_size=100)
+            for seed in range(3):
+                alone = fashionmnist.train(name, recipe, seed, dataset, precision="float32")
+                (same,) = (reached[key] for key in reached if key.startswith(f"{name}-seed{seed}"))
+                assert_same(alone.model.state_dict(), same["weights"])
+    finally:
+        second.kill()
+        torch.set_num_threads(1)
 
 
-def test_processes_of_torchrun_reach_the_numbers_of_one(tmp_path, call):
-    arguments = (*SHORT, "--runs", 3, "--precision", "float32")
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2")
-    shared = start(*arguments, "--out", tmp_path / "shared", command=torchrun)
-    output, errors = shared.communicate()
-    assert shared.returncode == 0, errors
-    with one_thread():
-        call(fashionmnist, *arguments, "--out", tmp_path / "alone")
-    assert_same_weights(read_runs(tmp_path / "shared"), read_runs(tmp_path / "alone"))
-    tables = [
-        json.loads((tmp_path / x / "comparison.json").read_bytes()) for x in ("shared", "alone")
-    ]
-    values = [
-        [table["models"][name]["test_accuracy"]["values"] for name in MODELS] for table in tables
-    ]
-    assert values[0] == values[1]
-    assert "suspect_labels.csv" in output
-
-
-def test_two_commands_with_different_settings_share_a_folder(tmp_path):
-    processes = [
-        start(*SHORT, "--models", "ffn", "--seed", seed, "--out", tmp_path) for seed in (0, 1)
-    ]
-    for process in processes:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-    assert len(list(tmp_path.glob("runs/*.pt"))) == 2
-    assert not list(tmp_path.rglob("*.part"))
-    json.loads((tmp_path / "metrics.json").read_bytes())
-
-
-def test_without_dataset_and_network_the_sample_is_used(tmp_path):
-    process = start(*SHORT[1:], "--models", "ffn", "--out", tmp_path, "--data-dir", tmp_path / "no")
-    output, errors = process.communicate()
-    assert process.returncode == 0
-    assert not errors
-    assert "cannot be downloaded" in output
-    assert "The sample of 12,000 images that comes with the project is used instead" in output
-
-
-def test_matplotlib_settings_of_the_user_change_no_figure(outputs, tmp_path):
-    settings = "text.usetex: True\nimage.origin: lower\naxes.facecolor: black\n"
-    (tmp_path / "matplotlibrc").write_text(settings)
-    folder = shutil.copytree(outputs, tmp_path / "outputs")
-    for picture in folder.glob("*.png"):
-        picture.unlink()
-    environment = {"MPLCONFIGDIR": str(tmp_path)}
-    process = start(*SHORT, "--out", folder, environment=environment)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    for ending in ("confusion", "correct", "incorrect"):
-        picture = f"cnn_{ending}.png"
-        assert (folder / picture).read_bytes() == (outputs / picture).read_bytes()
-
-
-def test_training_works_with_standard_error_closed(tmp_path):
-    process = start(*SHORT, "--models", "ffn", "--out", tmp_path, preexec_fn=lambda: os.close(2))
-    process.communicate()
-    assert process.returncode == 0
-
-
-MISTAKES = [
-    (("--epochs", "0"), "expected an integer from 1"),
-    (("--models", "rnn"), "--models rnn: choose from ffn, cnn"),
-    (("--lr", "nan"), "expected a number from 0"),
-    (("--devise", "cpu"), "unrecognized arguments"),
-    (("--sample", "--out", ROOT / "README.md"), "--out"),
-    (("--data-dir", ROOT / "README.md"), "is a file, not a folder"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--lr", "nan"), "expected a number from 0"),
+        (("--models", "rnn"), "--models rnn: choose from ffn, cnn"),
+        (("--sample", "--out", ROOT / "README.md"), "--out"),
+        (("--data-dir", ROOT / "README.md"), "is a file, not a folder"),
+    ],
+)
 def test_mistakes_are_explained_in_one_line(arguments, message, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, errors = call(fashionmnist, *arguments)
-    assert status == 2
-    assert errors.startswith("error: ")
-    assert message in errors
-    assert len(errors.splitlines()) == 1
+    assert status == 2 and message in errors
+    assert errors.startswith("error: ") and len(errors.splitlines()) == 1
 
 
 def test_options_change_the_recipe(call, tmp_path, monkeypatch):
@@ -268,19 +214,3 @@ def test_options_change_the_recipe(call, tmp_path, monkeypatch):
     assert changed == (7, 9, 0.5, 0.25)
     assert first.optimizer == MODELS["ffn"].quick.optimizer
     assert second == MODELS["ffn"].recipe
-
-
-def test_help_names_every_option_once(call):
-    _, text, _ = call(fashionmnist, "--help")
-    assert text.count("\n  --") == 15
-
-
-def test_disk_error_in_the_middle_is_one_line(call, tmp_path, monkeypatch):
-    def fail(path, content):
-        raise OSError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr(runs, "write", fail)
-    status, _, errors = call(fashionmnist, *SHORT, "--models", "ffn", "--out", tmp_path)
-    assert status == 1
-    assert errors.startswith("error: ")
-    assert errors.endswith("No space left on device\n")

@@ -1,7 +1,7 @@
 import sys
 from dataclasses import replace
 
-from fashion import activations, checkpoint, embedding, options, saliency, style, units
+from fashion import activations, checkpoint, embedding, options, saliency, units
 from fashion.data import CLASSES
 from fashion.recipe import Model, Recipe
 from fashion.runs import Run
@@ -29,7 +29,6 @@ class Strided(nn.Sequential):
 def call(trained, tiny, tmp_path, monkeypatch, capsys):
     """Run the script on the tiny dataset; return its exit status, output and errors."""
     monkeypatch.setattr(kernel_vis, "load", lambda *_, **__: tiny)
-    monkeypatch.setitem(style.STYLE, "savefig.dpi", 30)
     monkeypatch.setattr(saliency, "occlusion", lambda _, image, label: image.numpy() / 255 - label)
     for room, setting in ((activations, "KERNELS"), (units, "UNITS"), (units, "IMAGES")):
         monkeypatch.setattr(room, setting, 2)

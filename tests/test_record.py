@@ -1,4 +1,3 @@
-import sys
 from dataclasses import replace
 
 from fashion import report, runs, script
@@ -65,7 +64,7 @@ def test_loss_is_the_cross_entropy_with_the_mean_of_the_teachers(count, few, tmp
     assert run.history[0]["train_loss"] == pytest.approx(loss.item(), rel=1e-3)
 
 
-def test_interrupted_experiment_continues_to_the_same_weights(few, tmp_path, monkeypatch, capsys):
+def test_interrupted_experiment_continues_to_the_same_weights(few, tmp_path, monkeypatch, call):
     def interrupt(run, *optimizers):
         save(run, *optimizers)
         if run.name == "cnn" and not interrupted:
@@ -75,13 +74,13 @@ def test_interrupted_experiment_continues_to_the_same_weights(few, tmp_path, mon
     monkeypatch.setattr(shared, "load", lambda *_: few)
     monkeypatch.setattr(report, "write_network", lambda *_: None)  # has tests of its own
     monkeypatch.setattr(report, "write_results", lambda _, series, *__: results.append(series))
-    save, results, interrupted = runs.save, [], []
+    save, results, interrupted, printed = runs.save, [], [], ""
     monkeypatch.setattr(runs, "save", interrupt)
     for folder, status in (("parts", script.INTERRUPTED), ("parts", 0), ("whole", 0)):
-        argv = ["record", "--device", "cpu", "--seeds", "1", "--out", str(tmp_path / folder)]
-        monkeypatch.setattr(sys, "argv", argv)
-        assert script.run(record.main) == status
-    assert "CNN, seed 0, continues after epoch 1" in capsys.readouterr().out
+        found = call(record, "--device", "cpu", "--seeds", 1, "--out", tmp_path / folder)
+        assert found[0] == status
+        printed += found[1]
+    assert "CNN, seed 0, continues after epoch 1" in printed
     for name in MODELS:
         (parts,), (whole,) = (series[name] for series in results)
         assert whole.tested_at and whole.logits["test"].equal(parts.logits["test"])
