@@ -15,18 +15,6 @@ from models import MODELS
 RECIPE = replace(MODELS["cnn"].recipe, max_shift=1, shift_share=1, flip=True)
 
 
-def test_sample_holds_the_first_images_of_each_class(real, sample):
-    full = data.load_full(real)
-    parts = (
-        (sample.images, sample.labels, full.images, full.labels, 1000),
-        (sample.test_images, sample.test_labels, full.test_images, full.test_labels, 200),
-    )
-    for images, labels, all_images, all_labels, count in parts:
-        for label in range(10):
-            first = all_images[all_labels == label][:count]
-            assert torch.equal(images[labels == label], first)
-
-
 def test_sample_is_small_grey_and_named_in_the_title(sample):
     files = list(data.SAMPLE.glob("*.png"))
     assert len(files) == 2 and sum(file.stat().st_size for file in files) < 5_000_000
@@ -46,7 +34,7 @@ def test_tiles_are_read_row_by_row():
     assert labels.tolist() == [label for label in range(10) for _ in range(2)]
 
 
-def test_real_dataset_has_the_published_statistics(real):
+def test_real_dataset_has_the_published_statistics_and_contains_the_sample(real, sample):
     dataset = data.load_full(real)
     assert dataset.title == "Fashion-MNIST"
     sizes = len(dataset.train), len(dataset.validation), len(dataset.test_images)
@@ -54,6 +42,15 @@ def test_real_dataset_has_the_published_statistics(real):
     assert torch.bincount(dataset.labels[dataset.validation]).tolist() == [500] * 10
     # The mean and deviation of all 60,000 images, which others use.
     assert data.pixel_statistics(dataset.images) == pytest.approx((0.28604, 0.35302), abs=1e-5)
+    # The sample holds the first images of each class.
+    parts = (
+        (sample.images, sample.labels, dataset.images, dataset.labels, 1000),
+        (sample.test_images, sample.test_labels, dataset.test_images, dataset.test_labels, 200),
+    )
+    for images, labels, all_images, all_labels, count in parts:
+        for label in range(10):
+            first = all_images[all_labels == label][:count]
+            assert torch.equal(images[labels == label], first)
 
 
 def test_split_is_balanced_disjoint_and_the_same_each_time(sample):

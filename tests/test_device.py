@@ -59,7 +59,7 @@ def test_variables_of_torchrun_are_read(environment, capsys, tmp_path):
     processes = environment({})
     assert (processes.rank, processes.size, processes.local_rank) == (1, 2, 1)
     assert not capsys.readouterr().out
-    show = f"printenv {' '.join(TORCHRUN)} > {tmp_path}/$RANK"
+    show = f"echo {' '.join(f'${name}' for name in TORCHRUN)} > '{tmp_path}'/$RANK"
     handlers = {each: signal.getsignal(each) for each in signal.Signals}
     torchrun.main(["--nproc-per-node=2", "--no-python", "sh", "-c", show])
     for each, handler in handlers.items():

@@ -26,8 +26,7 @@ def prepare_file(path):
 
 @pytest.mark.parametrize("negative", [False, True])
 @pytest.mark.parametrize(
-    ("factor", "method"),
-    [(1, NEAREST), (2, BICUBIC), (3, LANCZOS), (5, BILINEAR), (10, NEAREST)],
+    ("factor", "method"), [(1, NEAREST), (2, BICUBIC), (3, LANCZOS), (5, BILINEAR), (10, NEAREST)]
 )
 def test_pictures_of_the_dataset_are_recovered(tiny, factor, method, negative):
     # The last margin has the colour of the background, and a width of its own on each side.

@@ -43,12 +43,6 @@ def test_duration():
     assert list(map(script.duration, seconds)) == texts
 
 
-def test_folder_that_cannot_be_made_is_a_mistake(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--out"):
-        script.make_folder(tmp_path / "file" / "folder")
-
-
 PRINT = "from fashion.script import run; run(lambda: [print('x' * 80) for _ in range(9999)])"
 
 
