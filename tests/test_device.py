@@ -2,14 +2,12 @@
 
 import ctypes
 import resource
-import signal
 
 from fashion import device
 from fashion.script import UserError
 
 import pytest
 import torch
-from torch.distributed import run as torchrun
 
 
 def test_automatic_device_is_a_gpu_or_the_cpu_and_never_mps(monkeypatch):
@@ -54,19 +52,10 @@ def environment(monkeypatch):
     return apply
 
 
-@pytest.mark.filterwarnings("ignore:Unable to enable fault handler")
-def test_variables_of_torchrun_are_read(environment, capsys, tmp_path):
+def test_variables_of_torchrun_are_read(environment, capsys):
     processes = environment({})
     assert (processes.rank, processes.size, processes.local_rank) == (1, 2, 1)
     assert not capsys.readouterr().out
-    show = f"echo {' '.join(f'${name}' for name in TORCHRUN)} > '{tmp_path}'/$RANK"
-    handlers = {each: signal.getsignal(each) for each in signal.Signals}
-    torchrun.main(["--nproc-per-node=2", "--no-python", "sh", "-c", show])
-    for each, handler in handlers.items():
-        if signal.getsignal(each) != handler:
-            signal.signal(each, handler)
-    *values, _ = (tmp_path / "1").read_text().split()
-    assert values == list(TORCHRUN.values())[:-1]  # any port will do
 
 
 @pytest.mark.parametrize(

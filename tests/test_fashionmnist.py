@@ -2,18 +2,17 @@
 
 import io
 import json
+import os
 import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
-from fashion import device, download, report, script
+from fashion import download, report, script
 from fashion.data import load_sample
 
 import matplotlib
@@ -148,38 +147,26 @@ def test_ctrl_c_says_that_the_same_command_continues(tmp_path, monkeypatch, caps
     ]
 
 
-def test_two_processes_reach_the_numbers_of_one(tmp_path, call, monkeypatch):
+def test_processes_of_torchrun_reach_the_numbers_of_one(tmp_path):
     options = [*SHORT, "--runs", 3, "--precision", "float32", "--device", "cpu", "--out", tmp_path]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    # What torchrun sets; this process is the first.
-    common = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}
-    for rank in (1, 0):
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
-        for name, value in (common | ranks).items():
-            monkeypatch.setenv(name, str(value))
-        if rank:
-            command = [sys.executable, "fashionmnist.py", *map(str, options)]
-            second = subprocess.Popen(command, cwd=ROOT)
-    for name in ("CONNECTING", "TRAINING"):  # the other needs time to start; none hangs for days
-        monkeypatch.setattr(device, name, timedelta(minutes=5))
-    try:
-        status, output, errors = call(fashionmnist, *options)
-        assert (status, errors, second.wait(60)) == (0, "", 0)
-        assert "suspect_labels.csv" in output
-        reached, dataset = read_runs(tmp_path), load_sample(200)
-        assert len(reached) == 6
-        assert not list(tmp_path.rglob("*.part"))
-        for name, model in MODELS.items():  # with as many threads
-            recipe = replace(model.recipe, epochs=1, batch_size=100)
-            for seed in range(3):
-                alone = fashionmnist.train(name, recipe, seed, dataset, precision="float32")
-                (same,) = (reached[key] for key in reached if key.startswith(f"{name}-seed{seed}"))
-                assert_same(alone.model.state_dict(), same["weights"])
-    finally:
-        second.kill()
-        torch.set_num_threads(1)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command = [*torchrun, "fashionmnist.py", *map(str, options)]
+    shared = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert shared.returncode == 0, shared.stderr
+    assert "suspect_labels.csv" in shared.stdout
+    assert not list(tmp_path.rglob("*.part"))
+    reached, dataset = read_runs(tmp_path), load_sample(200)
+    assert len(reached) == 6
+    # Each of the two has half of the cores; sums have the same order with as many threads.
+    affinity = getattr(os, "sched_getaffinity", None)
+    torch.set_num_threads(max(1, (len(affinity(0)) if affinity else os.cpu_count()) // 2))
+    for name, model in MODELS.items():
+        recipe = replace(model.recipe, epochs=1, batch_size=100)
+        for seed in range(3):
+            alone = fashionmnist.train(name, recipe, seed, dataset, precision="float32")
+            (same,) = (reached[key] for key in reached if key.startswith(f"{name}-seed{seed}"))
+            assert_same(alone.model.state_dict(), same["weights"])
+    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize(
