@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import replace
 
 from fashion import live
-from fashion.data import normalize
+from fashion.data import CLASSES, normalize
 
 import numpy as np
 import pytest
@@ -35,6 +35,19 @@ for (const share of [0.4, 0.6]) shown.erased = act("picture", canvas =>
 shown.reset = act("reset", button => button.click());
 point(insides[1], insides[1].views[1], 3, 10, 12);
 shown.lens = insides[1].lens.innerText;
+point(insides[1], insides[1].views.at(-1), 4, 0, 0);
+shown.logit = insides[1].lens.innerText;
+shown.fields = PLACES.map(place => findField(networks[2].layers, insides[2].values, 9, place));
+document.querySelector("[value=paint]").click();
+act("empty", button => button.click());
+shown.painted = act("picture", canvas =>
+  canvas.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" })));
+shown.names = Object.keys(SLIDERS).map(name => byId(name).labels[0].innerText);
+shown.address = location.hash;
+const third = networks.pop();
+find("right");
+shown.found = byId("found").textContent;
+networks.push(third);
 document.body.replaceChildren(JSON.stringify(shown));
 """
 SETTINGS = {
@@ -42,6 +55,9 @@ SETTINGS = {
     "rotation=90&contrast=50": lambda image: np.rot90(image, -1) / 2,
     "blur=1.5": lambda image: gaussian_filter(image, 1.5, mode="constant", truncate=9),
 }
+
+
+PLACES = [[0, 0], [2, 3], [7, 6]]  # of values behind the pooling of the unusual network
 
 
 class Unusual(nn.Sequential):
@@ -107,7 +123,8 @@ def test_page(networks, tiny, tmp_path):
     page, profile = tmp_path / "live.html", tmp_path / "profile"
     assert live.write(page, {**networks, MARKUP: unusual}, predict(networks, tiny), tiny) == []
     image = tiny.test_images[content(page)["indices"][2]]
-    script = f"<script>{{ const SETTINGS = {json.dumps(list(SETTINGS))}; {ACTIONS} }}</script>"
+    constants = f"const SETTINGS = {json.dumps(list(SETTINGS))}, PLACES = {PLACES};"
+    script = f"<script>{{ {constants} {ACTIONS} }}</script>"
     page.write_text(page.read_text().replace("</html>", script))
     command = [chromium, *OPTIONS.split(), f"--user-data-dir={profile}", f"{page.as_uri()}#check"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -132,4 +149,45 @@ def test_page(networks, tiny, tmp_path):
     value = networks["cnn"].model.blocks[0][0](inputs)[0, 3, 10, 12].item()
     numbers = [float(n) for n in re.findall(r"-?\d+\.\d+", shown["lens"].replace("−", "-"))]
     assert numbers[18] == pytest.approx(value, abs=0.01)
-    assert np.dot(numbers[:9], numbers[9:18]) == pytest.approx(value, abs=0.3)  # rounded factors
+    assert np.dot(numbers[:9], numbers[9:18]) == pytest.approx(value, abs=0.1)  # rounded factors
+    check_logit(shown["logit"], networks["cnn"], image)
+    for place, field in zip(PLACES, shown["fields"], strict=True):
+        assert field == find_field(list(unusual.model)[:9], place)
+    painted = np.reshape(shown["painted"], (28, 28))  # one pixel right of where it was erased last
+    assert painted[13, 17] > 200 and painted[:, :15].max() == painted[:12].max() == 0
+    assert shown["names"][:3] == ["Shift right", "Shift down", "Rotate"]
+    assert shown["address"] == ""  # the address asked for a check; other pictures were chosen since
+    check_example(shown["found"], networks, tiny)
+
+
+@torch.inference_mode()
+def check_logit(text, network, image):
+    *hidden, layer = network.model.classifier
+    blocks = network.model.blocks(normalize(image[None], network.mean, network.std))
+    products = layer.weight[4] * nn.Sequential(*hidden)(blocks)[0]
+    unit = products.abs().argmax().item()
+    assert text.startswith("Logit of Coat")
+    first, *_, total = re.findall(r"-?\d+\.\d+", text.replace("−", "-"))
+    assert f"sum: unit {unit} ({first})" in text.replace("−", "-")
+    assert float(first) == pytest.approx(products[unit].item(), abs=0.01)
+    assert float(total) == pytest.approx((products.sum() + layer.bias[4]).item(), abs=0.01)
+
+
+def find_field(layers, place):
+    """Return the rows and columns with a gradient: the first and their number."""
+    images = torch.randn(50, 1, 28, 28, requires_grad=True)
+    nn.Sequential(*layers)(images)[:, :, *place].sum().backward()
+    reached = (images.grad != 0).any(0)[0]
+    places = [reached.any(1).nonzero(), reached.any(0).nonzero()]
+    return [[found.min().item(), len(found)] for found in places]
+
+
+def check_example(text, networks, dataset):
+    pattern = r"(.+), test image (\d+), shift right (\d+) px: only the (\w+) errs"
+    label, index, size, name = re.match(pattern, text).groups()
+    image, target = dataset.test_images[int(index)], CLASSES.index(label)
+    assert dataset.test_labels[int(index)] == target
+    for shift in range(int(size) + 1):
+        shifted = nn.functional.pad(image, (shift, 0))[None, :, :28]
+        wrong = [n.name for n in networks.values() if n.logits(shifted).argmax() != target]
+        assert wrong == ([name.lower()] if shift == int(size) else [])
