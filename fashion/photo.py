@@ -137,7 +137,8 @@ def recover(pictures: list[Image.Image]) -> Image.Image | None:
                 enlarged = resize(original, picture.width, method)
                 original = original + centres - resize(enlarged, SIZE, NEAREST)
             error = np.abs(resize(original, picture.width, method) - grey).mean()
-            attempts.append((float(error / max(contrast, 1)), original.clip(0, 255).round()))
+            if contrast:  # not an image of one colour
+                attempts.append((float(error / contrast), original.clip(0, 255).round()))
     error, original = min(attempts, key=lambda attempt: attempt[0], default=(1.0, np.empty(0)))
     return Image.fromarray(original.astype(np.uint8)).convert("RGB") if error < NEARLY else None
 
