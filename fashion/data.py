@@ -147,7 +147,7 @@ class Views:
 
     From epoch to epoch, each image goes through its shifts in turn and is mirrored every other
     time, as in Jordan, arXiv:2404.00498. The number of shifts is odd, so that with a shift of 1,
-    18 epochs would show all 9 shifts, mirrored and not.
+    18 epochs show all 9 shifts, mirrored and not.
     """
 
     def __init__(self, images: Tensor, recipe: Recipe) -> None:
