@@ -3,7 +3,7 @@
     python -m experiments.why_convolution
 
 Trains both networks whole and changed in one respect, with the same optimizer, batches and number
-of steps, without augmentation or dropout; each gets the best of three learning rates, by seed 0's
+of steps, without augmentation or dropout; each gets the best of four learning rates, by seed 0's
 accuracy on validation images. Prints test accuracies and writes why_convolution.json,
 why_convolution.png and robustness.png, which also shows the networks in pretrained/, to the folder
 outputs/why_convolution. Takes 16 minutes on two CPU cores, or 25 with --seeds 5. The same command
@@ -41,7 +41,7 @@ from models import MODELS
 
 NAMES = ("ffn", "cnn")
 WHOLE, PERMUTED, SHIPPED = "as it is", "permuted pixels", " in pretrained/"
-LEARNING_RATES = (0.015, 0.03, 0.06)  # one is chosen for each network and change
+LEARNING_RATES = (0.015, 0.03, 0.06, 0.12)  # one is chosen for each network and change
 RECIPE = Recipe(epochs=2, batch_size=512, learning_rate=0.03, max_shift=0, flip=False)
 SIZES = (1_000, 7_500)  # numbers of training images, besides all
 # As many parameters or as many multiply-accumulates (MACs) as the other network.
