@@ -3,18 +3,14 @@
 import gzip
 import hashlib
 import io
-import math
-import os
 import shutil
 import socket
-import struct
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stderr
 from pathlib import Path
 
-from fashion.files import write
 from fashion.script import FAILURE, UserError, on_terminal, quiet
 
 # MD5 of each file, not of its archive, which another gzip compresses differently.
@@ -42,10 +38,13 @@ def load_files(folder: Path) -> list[bytes]:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--data-dir {folder} is a file, not a folder")
-    found, problems = find(folder)
-    if problems:
-        raise UserError(problems[0])
+    found, others = find(folder)
     if len(found) < len(FILES):
+        if others:
+            raise UserError(
+                f"{others[0]} is damaged or not of Fashion-MNIST; move or remove it, or choose "
+                "another --data-dir"
+            )
         try:
             download(folder)
         except (OSError, RuntimeError) as error:
@@ -61,38 +60,20 @@ def load_files(folder: Path) -> list[bytes]:
     return [found[name] for name in FILES]
 
 
-def find(folder: Path) -> tuple[dict[str, bytes], list[str]]:
-    """Return the files of Fashion-MNIST in a folder by name, and what is wrong with other files."""
+def find(folder: Path) -> tuple[dict[str, bytes], list[Path]]:
+    """Return the files of Fashion-MNIST in a folder by name, and the paths of damaged or others."""
     names = {md5: name for name, md5 in FILES.items()}
     found: dict[str, bytes] = {}
-    foreign: list[str] = []
-    damaged: dict[Path, str] = {}
+    others: list[Path] = []
     for path in candidates(folder):
-        if len(found) == len(FILES):
-            break
-        try:
-            content = read(path)
-        except (OSError, EOFError, zlib.error) as error:
-            damaged[path] = f"{path} cannot be read ({error}); remove or replace it"
-            continue
-        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if md5 in names:
-            found[names[md5]] = content
-        elif is_dataset(content):
-            foreign.append(
-                f"{path} is a valid dataset, but not Fashion-MNIST; move it elsewhere, or choose "
-                "another --data-dir"
-            )
+        content = read(path)
+        if name := names.get(hashlib.md5(content, usedforsecurity=False).hexdigest()):
+            found[name] = content
         else:
-            damaged[path] = f"{path} is damaged; remove or replace it"
-    for path in list(damaged):
-        if (name := path.name.replace(".idx", "-idx")) in found:
-            del damaged[path]
-            print(f"{path} is damaged and is extracted again from its archive")
-            if os.access(path, os.W_OK):
-                write(path, found[name])
-    # A damaged archive does not matter beside the file that it held.
-    return found, foreign + (list(damaged.values()) if len(found) < len(FILES) else [])
+            others.append(path)
+        if len(found) == len(FILES):  # a damaged archive does not matter beside its content
+            break
+    return found, others
 
 
 def candidates(folder: Path) -> Iterator[Path]:
@@ -107,19 +88,12 @@ def candidates(folder: Path) -> Iterator[Path]:
 
 
 def read(path: Path) -> bytes:
-    """Return the content of a file, decompressed if it is a gzip archive, whatever its name."""
+    """Return the content of a file, decompressed if it is a gzip archive, or nothing if damaged."""
     content = path.read_bytes()
-    return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
-
-
-def is_dataset(content: bytes) -> bool:
-    """Return whether this is a complete IDX file of bytes, the format of MNIST."""
-    if len(content) < 8 or content[:3] != b"\0\0\x08":
-        return False
-    start = 4 + 4 * content[3]
-    if len(content) < start:
-        return False
-    return len(content) == start + math.prod(struct.unpack(f">{content[3]}I", content[4:start]))
+    try:
+        return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        return b""
 
 
 def download(folder: Path) -> None:
