@@ -1,9 +1,11 @@
 """The report on a picture of the user, and the figure prediction.png."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 from fashion import saliency
 from fashion.checkpoint import Network
@@ -49,7 +51,9 @@ def draw(reports: Sequence[Report], networks: Mapping[str, Network], title: str)
     ratios = (1, 1, 1.1, *[1] * len(networks))
     panels = figure.subplots(len(reports), len(ratios), squeeze=False, width_ratios=ratios)
     for (picture, seen, bars, *_), report in zip(panels, reports, strict=True):
-        draw_image(picture, report.photo, drawable(shorten(Path(report.name).name)))
+        title, families = find_fonts(one_line(shorten(Path(report.name).name)))
+        draw_image(picture, report.photo, title)
+        picture.title.set_family(families)
         picture.set_xlabel(fill(report.doubt or "", 28), fontsize=8)
         draw_image(seen, report.image)
         if strange := report.strange():
@@ -83,7 +87,20 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n")
 
 
-def drawable(text: str) -> str:
-    """Return the text in one line, with ? for characters that the font of figures lacks."""
-    known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
-    return "".join(c if ord(c) in known else "?" for c in one_line(text))
+def find_fonts(text: str) -> tuple[str, list[str]]:
+    """Return the text with ? for characters that no font has, and fonts that have the others."""
+    fonts: dict[str, Any] = {
+        "DejaVu Sans": font_manager.findfont("DejaVu Sans")
+    }  # that of all other text
+    for entry in font_manager.fontManager.ttflist:
+        if "Color" not in entry.name and "Last Resort" not in entry.name:  # emoji as images; boxes
+            fonts.setdefault(entry.name, entry.fname)
+    missing, families = set(text), []
+    for family, path in fonts.items():
+        with contextlib.suppress(RuntimeError):  # a damaged font
+            known = missing & set(map(chr, font_manager.get_font(path).get_charmap()))
+            families += [family] if known else []
+            missing -= known
+        if not missing:
+            break
+    return "".join("?" if character in missing else character for character in text), families

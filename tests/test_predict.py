@@ -174,4 +174,5 @@ def test_any_file_name_can_be_printed_and_drawn(run, pictures):
     status, out, err = run(*(pictures / name for name in names))
     assert (status, err) == (0, "")
     assert names[1] in out and r"\x1b[2J\n.png" in out and "\x1b" not in out
-    assert prediction.drawable("Größe 衣.png") == "Größe ?.png"
+    text, (first, *_) = prediction.find_fonts("Größe \ue000.png")  # no character
+    assert (text, first) == ("Größe ?.png", "DejaVu Sans")
