@@ -89,9 +89,8 @@ def one_line(text: str) -> str:
 
 def find_fonts(text: str) -> tuple[str, list[str]]:
     """Return the text with ? for characters that no font has, and fonts that have the others."""
-    fonts: dict[str, Any] = {
-        "DejaVu Sans": font_manager.findfont("DejaVu Sans")
-    }  # that of all other text
+    # First the font of all other text.
+    fonts: dict[str, Any] = {"DejaVu Sans": font_manager.findfont("DejaVu Sans")}
     for entry in font_manager.fontManager.ttflist:
         if "Color" not in entry.name and "Last Resort" not in entry.name:  # emoji as images; boxes
             fonts.setdefault(entry.name, entry.fname)
