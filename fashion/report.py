@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fashion import checkpoint, comparison, page, plots
-from fashion.data import Dataset
+from fashion.data import TITLE, Dataset
 from fashion.evaluation import confusion_matrix, scores_by_class
 from fashion.files import write, write_json
 from fashion.runs import Run
@@ -21,12 +21,11 @@ KINDS = ("loss", "confusion", "correct", "incorrect")  # of the figures of each 
 
 def print_dataset(dataset: Dataset) -> None:
     """Print the sizes of the dataset's parts and its pixel statistics."""
-    print(
-        f"{dataset.title}: {len(dataset.train):,} training, {len(dataset.validation):,} validation "
-        f"and {len(dataset.test_images):,} test images; pixel mean {dataset.mean:.4f}, standard "
-        f"deviation {dataset.std:.4f}",
-        flush=True,
-    )
+    parts = dataset.train, dataset.validation, dataset.test_images
+    train, validation, test = (f"{len(part):,}" for part in parts)
+    images = f"{train} training, {validation} validation and {test} test images"
+    pixels = f"pixel mean {dataset.mean:.4f}, standard deviation {dataset.std:.4f}"
+    print(f"{dataset.title}: {images}; {pixels}", flush=True)
 
 
 def print_start(run: Run, steps: int, batch_size: int) -> None:
@@ -58,12 +57,9 @@ def write_network(out: Path, run: Run, dataset: Dataset) -> None:
     checkpoint.export(out / f"{run.name}{checkpoint.SUFFIX}", run, dataset)
     entry = collect([run], dataset)
     origin = page.source(run.name, dataset.title, entry["runs"])
-    figures = (
-        plots.draw_loss(run, dataset.title),
-        plots.draw_confusion(run.name, entry["confusion_matrix"], dataset.title),
-        plots.draw_predictions(run, dataset, correct=True),
-        plots.draw_predictions(run, dataset, correct=False),
-    )
+    matrix = plots.draw_confusion(run.name, entry["confusion_matrix"], dataset.title)
+    answers = [plots.draw_predictions(run, dataset, correct) for correct in (True, False)]
+    figures = (plots.draw_loss(run, dataset.title), matrix, *answers)
     for kind, figure in zip(KINDS, figures, strict=True):
         save_figure(figure, out / f"{run.name}_{kind}.png", origin)
     write_metrics(out, {run.name: entry})
@@ -106,7 +102,8 @@ def write_results(
     for name, figure in figures.items():
         files.append(save_figure(figure, out / f"{name}.png", origin))
     list_files([*files, page.write_page(out)])
-    options = ["--checkpoint", str(out), "--out", str(out), "--data-dir", str(data_dir)]
+    options = ["--sample"] if dataset.title.startswith(f"{TITLE} sample") else []
+    options += ["--checkpoint", str(out), "--out", str(out), "--data-dir", str(data_dir)]
     command = shlex.join(["python", "kernel_vis.py", *options])
     print(f"\nTo look inside the networks:\n  {command}", flush=True)
 
@@ -156,12 +153,10 @@ def print_differences(compared: Mapping[str, Any]) -> None:
         first, second = label(mcnemar["first"]), label(mcnemar["second"])
         ends = " to ".join(f"{100 * end:+.2f}" for end in test["ci95"] or ())
         interval = f"95% interval over seeds: {ends}; " if ends else ""
-        interval += (
-            f"sampling error of the test images: {100 * difference['test_sampling_error']:.2f}"
-        )
+        error = 100 * difference["test_sampling_error"]
         print(
             f"\nTest accuracy of {second} minus that of {first}: {100 * test['mean']:+.2f} points"
-            f" ({interval}).\nWith seed {mcnemar['seed']}, only {second} classifies "
+            f" ({interval}sampling error of the test images: {error:.2f}).\nWith seed {mcnemar['seed']}, only {second} classifies "
             f"{mcnemar['only_second_correct']} images correctly, and only {first} "
             f"{mcnemar['only_first_correct']} (McNemar's exact test: p = {mcnemar['p_value']:.2g})."
         )

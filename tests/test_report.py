@@ -121,4 +121,4 @@ def test_one_network_keeps_the_others_and_replaces_only_its_own(tmp_path, finish
     assert names == {"metrics.json", "report.html", "dataset.png"}  # nothing to compare
     out = capsys.readouterr().out
     assert f"Results on {tiny.title}, seed 1\n" in out and "±" not in out and "minus" not in out
-    assert f"kernel_vis.py --checkpoint {tmp_path} --out {tmp_path} --data-dir '" in out
+    assert f"kernel_vis.py --sample --checkpoint {tmp_path} --out {tmp_path} --data-dir '" in out
