@@ -167,16 +167,11 @@ def check_finite(run: Run) -> None:
     row = run.history[-1]
     if not torch.tensor([row["train_loss"], row["validation_loss"]]).isfinite().all():
         lr = min(MODELS[run.name].recipe.learning_rate, run.recipe.learning_rate / 2)
-        raise script.UserError(
-            f"{run.name.upper()}: the loss is no longer finite in epoch {row['epoch']}; a lower "
-            f"learning rate may help, such as --lr {lr:g}",
-            script.FAILURE,
-        )
+        text = f"{run.name.upper()}: the loss is no longer finite in epoch {row['epoch']}; "
+        text += f"a lower learning rate may help, such as --lr {lr:g}"
+        raise script.UserError(text, script.FAILURE)
 
 
 if __name__ == "__main__":
-    sys.exit(
-        script.run(
-            main, "; without --fresh, the same command continues after the last finished epoch"
-        )
-    )
+    hint = "; without --fresh, the same command continues after the last finished epoch"
+    sys.exit(script.run(main, hint))

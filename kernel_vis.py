@@ -105,9 +105,8 @@ class Inputs:
         """The image of --image, uint8 (28, 28), and its caption."""
         chosen, name = self.args.image, f"--image {self.args.image}"
         if isinstance(chosen, Path):
-            return torch.from_numpy(prepare(read_photo(chosen, name), name)[0]), shorten(
-                chosen.name
-            )
+            pixels, _ = prepare(read_photo(chosen, name), name)
+            return torch.from_numpy(pixels), shorten(chosen.name)
         labels = self.dataset.test_labels
         if chosen is None:
             (network,) = self.suited("feature_progression")

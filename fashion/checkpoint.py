@@ -65,17 +65,12 @@ def export(path: Path, run: Run, dataset: Dataset, dtype: torch.dtype = torch.fl
         "validation_accuracy": accuracy(logits, labels),
         "test_accuracy": accuracy(run.logits["test"], dataset.test_labels.cpu()),
     }
-    state = run.model.state_dict()
     weights = {
-        key: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
-        for key, value in state.items()
+        key: value.to("cpu", dtype if value.is_floating_point() else None).contiguous()
+        for key, value in run.model.state_dict().items()
     }
-    write(
-        path,
-        safetensors.torch.save(
-            weights, {key: json.dumps(value) for key, value in metadata.items()}
-        ),
-    )
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    write(path, safetensors.torch.save(weights, texts))
 
 
 def load(path: Path, models: Mapping[str, Model]) -> Network:
@@ -103,10 +98,8 @@ def load(path: Path, models: Mapping[str, Model]) -> Network:
         values = {key: float(metadata[key]) for key in numbers}
         title, seed = str(metadata["dataset"]), int(metadata["seed"])
     except Exception as error:
-        raise UserError(
-            f"{path} does not fit the network in {network.__module__}.py, which may have been "
-            "edited since; train it again, or undo the edit"
-        ) from error
+        text = f"{path} does not fit the network in {network.__module__}.py, which may have been "
+        raise UserError(f"{text}edited since; train it again, or undo the edit") from error
     model = model.to(memory_format=torch.channels_last).eval()
     return Network(name, model, **values, dataset=title, seed=seed, path=path, metadata=metadata)
 

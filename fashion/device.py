@@ -74,47 +74,34 @@ def processor() -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return the versions and the device that a result depends on."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "device": device_name(device),
-    }
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    return versions | {"device": device_name(device)}
 
 
 class Processes:
     """The processes that torchrun started, which share the work, or this one alone."""
 
     def __init__(self) -> None:
-        names = (
-            "RANK",
-            "WORLD_SIZE",
-            "LOCAL_RANK",
-            "LOCAL_WORLD_SIZE",
-            "MASTER_ADDR",
-            "MASTER_PORT",
-        )
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         values = [os.environ.get(name, "") for name in names]
         self.rank, self.size, self.local_rank, self.local_size = 0, 1, 0, 1
-        valid = all(values) and all(value.isdigit() for value in values[:4])
-        if valid and int(values[0]) < int(values[1]):
-            self.rank, self.size, self.local_rank, self.local_size = map(int, values[:4])
+        address = os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")
+        if address and all(map(str.isdigit, values)) and int(values[0]) < int(values[1]):
+            self.rank, self.size, self.local_rank, self.local_size = map(int, values)
         elif any(values[:2]):
             print("RANK or WORLD_SIZE is set, but not as torchrun does; this process works alone")
 
     def __enter__(self) -> Self:
         """Divide the cores of this machine among its processes, and connect them."""
         if self.size > 1:
-            affinity = getattr(os, "sched_getaffinity", None)  # exists on Linux only
-            cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+            linux = hasattr(os, "sched_getaffinity")
+            cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
             torch.set_num_threads(max(1, cores // self.local_size))
             try:
                 dist.init_process_group("gloo", timeout=CONNECTING)
             except (RuntimeError, ValueError) as error:
-                raise UserError(
-                    f"no connection to the other processes ({str(error).splitlines()[0]}); "
-                    "to train alone, unset WORLD_SIZE",
-                    FAILURE,
-                ) from error
+                text = f"no connection to the other processes ({str(error).splitlines()[0]}); "
+                raise UserError(f"{text}to train alone, unset WORLD_SIZE", FAILURE) from error
         return self
 
     def __exit__(self, *error: object) -> None:

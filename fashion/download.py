@@ -41,21 +41,18 @@ def load_files(folder: Path) -> list[bytes]:
     found, others = find(folder)
     if len(found) < len(FILES):
         if others:
-            raise UserError(
-                f"{others[0]} is damaged or not of Fashion-MNIST; move or remove it, or choose "
-                "another --data-dir"
-            )
+            text = f"{others[0]} is damaged or not of Fashion-MNIST; move or remove it"
+            raise UserError(f"{text}, or choose another --data-dir")
         try:
             download(folder)
         except (OSError, RuntimeError) as error:
             missing = ", ".join(f"{name}.gz" for name in FILES if name not in found)
             reason = str(error).split("got:")[-1].strip(" <>\n") or type(error).__name__
             kind = UserError if found else UnavailableError
-            raise kind(
-                f"{'A part of ' if found else ''}Fashion-MNIST is not in {folder} and cannot be "
-                f"downloaded ({reason})\nPut {missing} into {folder / 'FashionMNIST' / 'raw'}",
-                FAILURE,
-            ) from error
+            text = "A part of Fashion-MNIST" if found else "Fashion-MNIST"
+            text += f" is not in {folder} and cannot be downloaded ({reason})\n"
+            text += f"Put {missing} into {folder / 'FashionMNIST' / 'raw'}"
+            raise kind(text, FAILURE) from error
         found, _ = find(folder)
     return [found[name] for name in FILES]
 

@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 PER_CLASS, DIFFICULT = 4, 2  # images, and how many of them the networks may disagree on
 CLIPPED = 0.2  # percentage of a layer's activations that its colour scale may clip
@@ -28,10 +29,7 @@ LAYERS: dict[type[nn.Module], dict[str, Any]] = {
     nn.AvgPool2d: {"ceil_mode": False, "count_include_pad": True, "divisor_override": None},
     nn.AdaptiveAvgPool2d: {"output_size": 1},
     nn.GELU: {"approximate": "none"},
-    **{
-        kind: {}
-        for kind in (nn.Linear, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Tanh, nn.Sigmoid)
-    },
+    **dict.fromkeys((nn.Linear, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Tanh, nn.Sigmoid), {}),
 }
 IGNORED = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 SETTINGS = ("kernel_size", "stride", "padding", "eps", "negative_slope", "alpha")
@@ -57,6 +55,7 @@ def write(
             entries.append(export(network, images))
         except ValueError as error:
             omitted.append(f"{path.name} does not run the {style.label(network.name)}: {error}")
+    maps = [matplotlib.colormaps[name] for name in (style.DIVERGING, style.SEQUENTIAL)]
     content = {
         "title": dataset.title,
         "classes": CLASSES,
@@ -65,10 +64,7 @@ def write(
         "labels": dataset.test_labels[chosen].tolist(),
         "networks": entries,
         "omitted": omitted,
-        "colours": [
-            encode(matplotlib.colormaps[name](np.arange(256), bytes=True)[:, :3])
-            for name in (style.DIVERGING, style.SEQUENTIAL)
-        ],
+        "colours": [encode(m(np.arange(256), bytes=True)[:, :3]) for m in maps],
     }
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     data = json.dumps(content).replace("<", "\\u003c")  # a name could end the script element
@@ -97,10 +93,12 @@ def export(network: Network, images: Tensor) -> dict[str, Any]:
     """Return a network for the page; ValueError if it is no chain of layers that the page knows."""
     model = copy.deepcopy(network.model).half().float()  # the page gets 16 bits of each weight
     inputs = values = normalize(images, network.mean, network.std)
-    modules, logits = trace(model, inputs)
+    called: list[nn.Module] = []
+    with register_module_forward_hook(lambda module, *_: called.append(module)):
+        logits = model(inputs)
     layers, weights = [], []
-    for module in modules:
-        if isinstance(module, IGNORED):
+    for module in called:
+        if isinstance(module, IGNORED) or any(module.children()):
             continue
         layers.append(convert(module))
         try:  # the page stores maps as vectors, so it needs no flattening
@@ -124,16 +122,6 @@ def export(network: Network, images: Tensor) -> dict[str, Any]:
         "weights": encode(np.concatenate([tensor.ravel() for tensor in weights])),
         "logits": logits.tolist(),
     }
-
-
-def trace(model: nn.Module, inputs: Tensor) -> tuple[list[nn.Module], Tensor]:
-    """Return the modules without children in the order of their calls, and the logits."""
-    called: list[nn.Module] = []
-    for module in model.modules():
-        if not list(module.children()):
-            module.register_forward_hook(lambda module, *_: called.append(module))
-    logits = model(inputs)
-    return called.copy(), logits  # the hooks go on
 
 
 def convert(module: nn.Module) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """The options of the scripts. Parsing needs no torch, so that --help and mistakes take no time."""
 
 import argparse
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,14 +11,8 @@ from fashion.script import DATA, MISTAKE, OUTPUTS, printable
 
 DEVICES, PRECISIONS = ("auto", "cpu", "cuda", "mps"), ("auto", "float32", "bfloat16")
 FIGURES = (  # of kernel_vis.py
-    "architectures",
-    "kernel_grid",
-    "ffn_weights",
-    "image_transform_grid",
-    "feature_progression",
-    "top_activations",
-    "saliency",
-    "embedding",
+    *("architectures", "kernel_grid", "ffn_weights", "image_transform_grid"),
+    *("feature_progression", "top_activations", "saliency", "embedding"),
 )
 TOP = 3  # most probable classes that predict.py reports
 
@@ -29,23 +25,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit."""
-        text = printable(f"error: {message}; see python {self.prog} --help\n")
-        self.exit(MISTAKE, text)
+        self.exit(MISTAKE, printable(f"error: {message}; see python {self.prog} --help\n"))
 
 
-def number(
-    convert: type[int] | type[float], low: float, high: float = float("inf")
-) -> Callable[[str], float]:
+def number(convert: type, low: float, high: float = math.inf) -> Callable[[str], float]:
     """Return a converter for argparse that accepts numbers from low to high."""
 
     def parse(text: str) -> float:
-        try:
-            if low <= (value := convert(text)) <= high and abs(value) != float("inf"):
+        with suppress(ValueError):
+            if low <= (value := convert(text)) <= high and math.isfinite(value):
                 return value
-        except ValueError:
-            pass
         kind = "an integer" if convert is int else "a number"
-        span = f"from {low:,}" + (f" to {high:,}" if high < float("inf") else "")
+        span = f"from {low:,}" + (f" to {high:,}" if high < math.inf else "")
         raise argparse.ArgumentTypeError(f"expected {kind} {span}, got {text!r}")
 
     return parse
@@ -58,18 +49,16 @@ def image(text: str) -> int | Path:
 
 def add_folders(parser: argparse.ArgumentParser, content: str) -> None:
     """Add --out, the folder for the content named, and --data-dir."""
-    text = f"folder for {content} ({OUTPUTS})"
-    parser.add_argument("--out", type=Path, default=OUTPUTS, metavar="DIR", help=text)
-    text = f"folder of the dataset ({DATA})"
-    parser.add_argument("--data-dir", type=Path, default=DATA, metavar="DIR", help=text)
+    for option, folder, text in (("--out", OUTPUTS, content), ("--data-dir", DATA, "the dataset")):
+        text = f"folder of {text} ({folder})"
+        parser.add_argument(option, type=Path, default=folder, metavar="DIR", help=text)
 
 
 def fashionmnist() -> argparse.Namespace:
     """Return the arguments of fashionmnist.py; None stands for the value of the recipe."""
     parser = Parser("Train a feedforward and a convolutional network on Fashion-MNIST.")
     add, many = parser.add_argument, number(int, 1)
-    text = "train for about a minute; the results go to the subfolder quick"
-    add("--quick", action="store_true", help=text)
+    add("--quick", action="store_true", help="train for a minute; results go to subfolder quick")
     add("--sample", action="store_true", help="use the 12,000 images that come with the project")
     add("--models", nargs="+", metavar="NAME", help="rows of models.py to train (default: all)")
     add("--runs", type=many, default=1, metavar="N", help="train with N seeds and compare them")
@@ -77,16 +66,14 @@ def fashionmnist() -> argparse.Namespace:
     add("--fresh", action="store_true", help="train from scratch, ignoring saved runs")
     add_folders(parser, "the results")
     add("--limit", type=number(int, 2), metavar="N", help="train on N images only")
-    text = "default: CUDA if available, else the CPU"
-    add("--device", choices=DEVICES, default="auto", help=text)
+    add("--device", choices=DEVICES, default="auto", help="default: CUDA if any, else the CPU")
     text = "of matrix products (default: bfloat16 where the hardware has it)"
     add("--precision", choices=PRECISIONS, default="auto", help=text)
     training = parser.add_argument_group("training settings, overriding ffn.py and cnn.py")
     add, positive = training.add_argument, number(float, 0)
     add("--epochs", type=many, metavar="N", help="passes over the training images")
     add("--batch-size", type=number(int, 2), metavar="N", help="images per step")
-    text = "peak learning rate"
-    add("--lr", dest="learning_rate", type=positive, metavar="X", help=text)
+    add("--lr", dest="learning_rate", type=positive, metavar="X", help="peak learning rate")
     add("--weight-decay", type=positive, metavar="X", help="of AdamW and SGD")
     return parser.parse_args()
 
@@ -109,13 +96,11 @@ def predict() -> argparse.Namespace:
     """Return the arguments of predict.py."""
     parser = Parser("Classify your own pictures with the trained networks.")
     add = parser.add_argument
-    text = "picture files, folders of them, or - for one from standard input"
-    add("pictures", nargs="+", metavar="PICTURE", help=text)
+    add("pictures", nargs="+", metavar="PICTURE", help="files, folders, or - for standard input")
     text = "weights, a file or a folder (default: those in the output folder, or shipped ones)"
     add("--checkpoints", type=Path, metavar="PATH", help=text)
     text = "print JSON: each picture has file and doubt and, under each network's name, label, "
     text += f"probability, top{TOP}, energy_above_limit and familiar"
     add("--json", action="store_true", help=text)
-    text = f"folder for the figure ({OUTPUTS})"
-    add("--out", type=Path, default=OUTPUTS, metavar="DIR", help=text)
+    add("--out", type=Path, default=OUTPUTS, metavar="DIR", help=f"for the figure ({OUTPUTS})")
     return parser.parse_args()

@@ -53,20 +53,15 @@ class Run:
     def score(self, dataset: Dataset) -> None:
         """Predict validation and test images once, save the logits, and print the test accuracy."""
         if not self.logits:
-            parts = {
-                "validation": dataset.images[dataset.validation],
-                "test": dataset.test_images,
-                "mirrored": dataset.test_images.flip(2),
-            }
+            parts = {"validation": dataset.images[dataset.validation], "test": dataset.test_images}
+            parts["mirrored"] = dataset.test_images.flip(2)
             for name, images in parts.items():
                 self.logits[name] = predict(self.model, images, dataset.mean, dataset.std).cpu()
             self.tested_at = datetime.now(UTC).isoformat(timespec="seconds")
             if self.path:
                 save(self)
-        name = f"{self.name.upper()}, seed {self.seed}"
-        print(
-            f"{name}: test accuracy {accuracy(self.logits['test'], dataset.test_labels.cpu()):.2%}"
-        )
+        reached = accuracy(self.logits["test"], dataset.test_labels.cpu())
+        print(f"{self.name.upper()}, seed {self.seed}: test accuracy {reached:.2%}")
 
 
 @cache  # an edit during a training must not change its key

@@ -36,13 +36,11 @@ def run(main: Callable[[], None], after_interrupt: str = "") -> int:
         place = f"{error.filename}: " if error.filename else ""
         return fail(f"{place}{error.strerror or error}", FAILURE)
     except (MemoryError, RuntimeError) as error:
-        message = str(error)
-        full = isinstance(error, MemoryError) or "out of memory" in message
-        if full or "can't allocate memory" in message:
-            return fail(
-                "out of memory; a smaller batch size, such as --batch-size 128, needs less", FAILURE
-            )
-        raise
+        texts = ("out of memory", "can't allocate memory")
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in texts):
+            raise
+        hint = "a smaller batch size, such as --batch-size 128, needs less"
+        return fail(f"out of memory; {hint}", FAILURE)
     except KeyboardInterrupt:
         return fail(f"interrupted{after_interrupt}", INTERRUPTED)
     return 0
@@ -57,10 +55,7 @@ def fail(message: str, status: int) -> int:
 
 def printable(text: str) -> str:
     """Return the text with control characters escaped, which could take over a terminal."""
-    shown = (
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
-    )
-    return "".join(shown)
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def on_terminal() -> bool:
