@@ -151,11 +151,9 @@ def find_patch(block: Block, kernel: int) -> tuple[Tensor, list[int], tuple[int,
     pixels, places = (F.conv2d(x, *look)[0].flatten(1) for x in (block.inputs, numbers))
     responses = block.response[0, kernel]
     best = int(responses.flatten().masked_fill(places.amin(0) < 0.5, -torch.inf).argmax())
-    (top, left), (bottom, right) = (
-        divmod(round(float(p)) - 1, width) for p in places[[0, -1], best]
-    )
+    corners = [divmod(round(float(p)) - 1, width) for p in places[[0, -1], best]]
     place = divmod(best, responses.shape[1])
-    return pixels[:, best].view(layer.kernel_size), [top, left, bottom, right], place
+    return pixels[:, best].view(layer.kernel_size), [*corners[0], *corners[1]], place
 
 
 @style.styled()

@@ -38,8 +38,8 @@ CAPTIONS = {
     },
     "Training and predictions": {
         "_loss.png": "Learning curves. Look for a validation loss that rises while the training "
-        "loss falls, which means overfitting; the level of the two can only be compared if the "
-        "training uses no augmentation, dropout or label smoothing.",
+        "loss falls, which means overfitting. With augmentation, dropout or label smoothing, the "
+        "levels of the two cannot be compared.",
         "_confusion.png": "Confusion matrices. Look for pairs of dark cells that mirror each other "
         "at the diagonal: such classes are confused in both directions.",
         "_incorrect.png": "Most confident errors. Look for errors that you would make too, and for "
@@ -58,12 +58,10 @@ CAPTIONS = {
         "outlines, and for others that respond to the fabric.",
         "feature_progression.png": "From image to prediction. Look for the layer from which you no "
         "longer recognize the garment.",
-        "top_activations.png": "Images that activate a unit most. Look for what the images of a "
-        "unit share: a class, a shape or a pattern.",
+        "top_activations.png": "Images that activate a unit most. Look for what they share.",
         "saliency.png": "Saliency maps. Look for red pixels, which support the prediction, and "
         "blue ones, which oppose it, and for images on which the networks differ.",
-        "embedding.png": "Map of the last hidden layer. Look for classes whose colours mix: the "
-        "networks confuse them.",
+        "embedding.png": "Map of the last hidden layer. Look for classes whose colours mix.",
     },
     "Your own pictures": {
         "prediction.png": "Predictions. Look at the input of the networks first: where it does not "
@@ -90,7 +88,6 @@ NOTE = """<p>Results of several seeds: mean ± standard deviation. Another test 
 change them: for 94% of 10,000 images, its standard error is 0.24 points. Test accuracy with mirror
 images: each prediction is the mean over an image and its mirror image.</p>
 """
-HINT = "<p>A click opens a figure in full size. On a narrow screen, figures scroll sideways.</p>\n"
 HEAD = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
@@ -202,9 +199,10 @@ def write_page(folder: Path) -> Path:
             line = (f'<a href="#{each}">{each.replace("_", " ")}</a>' for each in anchors)
             links += f"<li>{next(line)}<br>{', '.join(line)}</li>\n"
             body += f'<h2 id="{anchors[0]}">{heading}</h2>\n{content}'
-    text = f"{HEAD}<title>{title}</title>\n<h1>{title}</h1>\n<nav><ul>\n{links}</ul></nav>\n{HINT}"
+    text = f"{HEAD}<title>{title}</title>\n<h1>{title}</h1>\n<nav><ul>\n{links}</ul></nav>\n"
+    text += f"<p>A click opens a figure in full size.</p>\n{body}</html>\n"
     try:
-        write(page, f"{text}{body}</html>\n".encode(errors="replace"))
+        write(page, text.encode(errors="replace"))
     except OSError as error:  # the results are written already
         print(f"{page} was not written: {error.strerror}")
     return page

@@ -86,9 +86,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Reduce and convert to RGB; transparent parts become white, or black on light garments."""
     if image.mode[0] in "IF":  # 16 or 32 bits; nothing states the range, so stretch it
         values = np.asarray(image, dtype=np.float32)
-        image = Image.fromarray(
-            (255 * (values - values.min()) / (np.ptp(values) or 1)).astype(np.uint8)
-        )
+        levels = 255 * (values - values.min()) / (np.ptp(values) or 1)
+        image = Image.fromarray(levels.astype(np.uint8))
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     image.thumbnail((WORKING_SIZE, WORKING_SIZE))
     if image.mode == "RGB":
@@ -105,8 +104,10 @@ def prepare(photo: Image.Image, name: str) -> tuple[np.ndarray, str | None]:
     Also return why the garment may not have been found, or None.
     """
     background = background_colour(photo)
-    plain = is_plain(photo, background)
-    trimmed = trim(photo, background) if plain else None
+    other = differs(photo, background)
+    frame = np.concatenate([other[0], other[-1], other[:, 0], other[:, -1]])
+    plain = min(photo.size) < SIZE // 2 or frame.mean() < 1 - PLAIN  # or too small to tell
+    trimmed = trim(photo, other) if plain else None
     candidates = [*([trimmed] if trimmed else []), photo, *complete(photo, background)]
     if original := recover(candidates):
         return to_grey(original, background_colour(original)), None
@@ -177,13 +178,6 @@ def differs(photo: Image.Image, background: Colour) -> np.ndarray:
     return np.linalg.norm(np.asarray(photo) - background, axis=2) > BACKGROUND_TOLERANCE
 
 
-def is_plain(photo: Image.Image, background: Colour) -> bool:
-    """Return whether the outermost pixels have one colour, or the image is too small to tell."""
-    other = differs(photo, background)
-    frame = np.concatenate([other[0], other[-1], other[:, 0], other[:, -1]])
-    return min(photo.size) < SIZE // 2 or frame.mean() < 1 - PLAIN
-
-
 def segment(photo: Image.Image) -> np.ndarray:
     """Return a mask of the garment, bool (height, width), from GrabCut (Rother et al., 2004)."""
     height, width = photo.height, photo.width
@@ -230,8 +224,7 @@ def from_mask(photo: Image.Image, mask: np.ndarray) -> np.ndarray:
     grey = 255 - np.asarray(photo.convert("L"), dtype=float)
     grey += (1 - LEVEL_SHARE) * (MEAN_LEVEL - grey[mask].mean())
     garment = np.where(mask, grey.clip(0, 255).round(), 0).astype(np.uint8)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    image = Image.fromarray(garment[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    image = Image.fromarray(garment).crop(Image.fromarray(mask).getbbox())
     ratio = image.width / image.height
     if NARROW < ratio < WIDE:
         width = image.height * NARROW * (ratio / NARROW) ** EXPONENT
@@ -240,9 +233,8 @@ def from_mask(photo: Image.Image, mask: np.ndarray) -> np.ndarray:
     return np.array(centre(shrink(image), 0))  # a copy, as torch warns about read-only arrays
 
 
-def trim(photo: Image.Image, background: Colour) -> Image.Image | None:
-    """Crop the edges that show only background; return None if nothing would remain."""
-    other = differs(photo, background)
+def trim(photo: Image.Image, other: np.ndarray) -> Image.Image | None:
+    """Crop the edges without pixels other than the background; return None if nothing remains."""
     rows, columns = (np.flatnonzero(other.mean(axis=axis) > DUST) for axis in (1, 0))
     found = len(rows) and len(columns)
     return photo.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)) if found else None

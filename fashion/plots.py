@@ -33,8 +33,6 @@ COSTS = (  # title, format and value of the panels of costs
 GREYS = {"vmin": 0, "vmax": 255}
 Curve = tuple[str, str, Sequence[Run], str, str]  # label, part, runs, colour, line
 
-# The data
-
 
 @styled()
 def draw_dataset(dataset: Dataset, recipes: Mapping[str, Recipe]) -> Figure:
@@ -80,10 +78,6 @@ def augmentation(recipe: Recipe) -> str:
     return ", ".join([*parts, "mirrored every other time"] if recipe.flip else parts)
 
 
-# One network
-
-
-@styled()
 def draw_loss(run: Run, dataset: str) -> Figure:
     """Draw loss and accuracy of training and validation by epoch."""
     dropout = any(isinstance(each, nn.Dropout) and each.p > 0 for each in run.model.modules())
@@ -91,14 +85,16 @@ def draw_loss(run: Run, dataset: str) -> Figure:
     used["label smoothing"] = run.recipe.label_smoothing
     conditions = ["means over each epoch", *(f"with {key}" for key, value in used.items() if value)]
     title = f"Learning curves, {label(run.name)} on {dataset}\nTraining: {', '.join(conditions)}"
-    figure = make_figure(title, 11, 4.8)
     training = ("training", "train", [run], GREY, "--")
-    draw_curves(figure, [training, ("validation", "validation", [run], colour(run.name), "-")])
-    return figure
+    return draw_curves(
+        title, [training, ("validation", "validation", [run], colour(run.name), "-")]
+    )
 
 
-def draw_curves(figure: Figure, curves: Sequence[Curve]) -> None:
+@styled()
+def draw_curves(title: str, curves: Sequence[Curve]) -> Figure:
     """Draw losses and accuracies by epoch, mean and standard deviation over runs."""
+    figure = make_figure(title, 11, 4.8)
     losses, accuracies = figure.subplots(1, 2)
     for axes, measure in ((losses, "loss"), (accuracies, "accuracy")):
         ranges = []
@@ -120,9 +116,9 @@ def draw_curves(figure: Figure, curves: Sequence[Curve]) -> None:
     losses.set_ylabel("cross-entropy (nats)")
     accuracies.set_ylabel("accuracy")
     accuracies.yaxis.set_major_formatter(PercentFormatter(1))
+    return figure
 
 
-@styled()
 def draw_predictions(run: Run, dataset: Dataset, correct: bool) -> Figure:
     """Draw test images with their true and predicted class, and the probability of the latter.
 
@@ -144,6 +140,7 @@ def draw_predictions(run: Run, dataset: Dataset, correct: bool) -> Figure:
     return draw_images(title, [dataset.test_images[i] for i in chosen], names, 2 * EXAMPLES)
 
 
+@styled()
 def draw_images(title: str, images: list[Tensor], names: list[str], columns: int) -> Figure:
     """Draw images with their names."""
     height = 2.2 * -(-len(images) // columns) + 0.8
@@ -174,9 +171,6 @@ def draw_confusion(name: str, matrix: ArrayLike, dataset: str) -> Figure:
     ticks, text = [0, 1, 2, 5, 10, 20, 50, 100], "share of the true class (%)"
     figure.colorbar(mesh, shrink=0.8, label=text, ticks=ticks, format="%d").minorticks_off()
     return figure
-
-
-# Several networks or seeds
 
 
 @styled()
@@ -247,15 +241,12 @@ def draw_scores(axes: Axes, models: Mapping[str, Any]) -> None:
     axes.legend(loc="upper left")  # where classes with high scores leave room
 
 
-@styled()
 def draw_learning_curves(series: Mapping[str, Sequence[Run]], dataset: str) -> Figure:
     """Draw the validation results during training, mean and standard deviation over seeds."""
     seeds = len(next(iter(series.values())))
     title = f"Validation during training on {dataset}\nmean ± standard deviation over {seeds} seeds"
-    figure = make_figure(title, 11, 4.8)
     curves = [(label(name), "validation", runs, colour(name), "-") for name, runs in series.items()]
-    draw_curves(figure, curves)
-    return figure
+    return draw_curves(title, curves)
 
 
 @styled()
@@ -273,10 +264,11 @@ def draw_disagreements(first: Run, last: Run, dataset: Dataset) -> Figure:
     for number, part in enumerate(figure.subfigures(2, 1, squeeze=False).flat):
         found = np.flatnonzero((guesses[number] == labels) & (guesses[1 - number] != labels))
         chosen = found[np.argsort(-confidence[:, found].min(0), kind="stable")][:DISAGREEMENTS]
-        texts = [f"true: {CLASSES[labels[i]]}\ntest image {i}" for i in chosen]
-        for row in (1, 0):
-            answers = (f"{CLASSES[guesses[row, i]]} {confidence[row, i]:.0%}" for i in chosen)
-            texts = [f"{names[row]}: {a}\n{text}" for a, text in zip(answers, texts, strict=True)]
+        texts = []
+        for i in chosen:
+            answers = zip(names, guesses[:, i], confidence[:, i], strict=True)
+            lines = [f"{name}: {CLASSES[guess]} {share:.0%}" for name, guess, share in answers]
+            texts.append("\n".join([*lines, f"true: {CLASSES[labels[i]]}", f"test image {i}"]))
         title = f"{names[number]} correct, {names[1 - number]} wrong"
         part.suptitle(f"{title}: {len(found):,} of {len(labels):,} images", fontsize=11)
         if len(chosen):
@@ -320,21 +312,15 @@ def draw_calibration(series: Mapping[str, Sequence[Run]], dataset: Dataset) -> F
     return figure
 
 
-@styled()
 def draw_suspects(suspects: Sequence[Suspect], dataset: Dataset) -> Figure:
     """Draw up to 40 images whose label every run rejects; see comparison.find_suspects."""
-    files = {
-        "test": ("test file", dataset.test_images),
-        "validation": ("training file", dataset.images),
-    }
+    files = {"test": dataset.test_images, "training": dataset.images}
     images, names = [], []
     for suspect in suspects[:SUSPECTS]:
-        file, content = files[suspect.part]
+        file = "test" if suspect.part == "test" else "training"
         guess = f"networks: {suspect.suggestion} {suspect.mean_probability:.0%}"
-        images.append(content[suspect.image])
-        names.append(f"label: {suspect.label}\n{guess}\n{file}, image {suspect.image}")
-    title = (
-        f"Suspicious labels, {dataset.title}\n{len(images)} of {len(suspects)} images whose given "
-        f"label has a probability of at most {SUSPICIOUS:.0%} in every run"
-    )
+        images.append(files[file][suspect.image])
+        names.append(f"label: {suspect.label}\n{guess}\n{file} file, image {suspect.image}")
+    title = f"Suspicious labels, {dataset.title}\n{len(images)} of {len(suspects)} images whose "
+    title += f"given label has a probability of at most {SUSPICIOUS:.0%} in every run"
     return draw_images(title, images, names, 8)

@@ -70,11 +70,10 @@ def draw(reports: Sequence[Report], networks: Mapping[str, Network], title: str)
 def draw_probabilities(axes: Axes, report: Report) -> None:
     """Draw bars of each network's most probable classes, with the probabilities as text."""
     for number, name in enumerate(report.probabilities):
-        classes, values = zip(*report.top(name), strict=True)
+        top = report.top(name)
         places = [number * (TOP + 1) + rank for rank in range(TOP)]
-        texts = [f"{title} {p:.1%}" for title, p in zip(classes, values, strict=True)]
-        bars = axes.barh(places, values, color=colour(name), label=label(name))
-        axes.bar_label(bars, texts, fontsize=8, padding=3)
+        bars = axes.barh(places, [p for _, p in top], color=colour(name), label=label(name))
+        axes.bar_label(bars, [f"{title} {p:.1%}" for title, p in top], fontsize=8, padding=3)
         text = axes.text(-0.05, places[TOP // 2], label(name), rotation=90, color=colour(name))
         text.set(ha="right", va="center")
     axes.invert_yaxis()

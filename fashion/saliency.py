@@ -1,8 +1,4 @@
-"""Saliency maps: which pixels support a prediction, and which oppose it.
-
-They explain the log-odds ln(p / (1 - p)) of a class, which still change where the probability p
-hardly does.
-"""
+"""Saliency maps: which pixels support a prediction, and which oppose it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -41,7 +37,7 @@ CHECK = (
 
 
 def log_odds(logits: Tensor, label: int) -> Tensor:
-    """Return ln(p / (1 - p)) of a class, finite even where p rounds to 1."""
+    """Return ln(p / (1 - p)) of a class, which still changes where the probability p rounds to 1."""
     others = torch.arange(len(CLASSES)) != label
     return logits[:, label].double() - logits[:, others].double().logsumexp(1)
 
@@ -62,17 +58,14 @@ def occlusion(network: Network, image: Tensor, label: int) -> np.ndarray:
 def rank_correlation(maps: np.ndarray, others: np.ndarray, images: Tensor) -> np.ndarray:
     """Return Spearman's correlation of pairs of maps (K, 28, 28) over pixels that are not black."""
     values = []
-    for pair, seen in zip(zip(maps, others, strict=True), (images > 0).numpy(), strict=True):
-        ranks = [one[seen].argsort().argsort() for one in pair]  # without ties
+    for first, second, seen in zip(maps, others, (images > 0).numpy(), strict=True):
+        ranks = [one[seen].argsort().argsort() for one in (first, second)]  # without ties
         values.append(np.corrcoef(ranks)[0, 1])
     return np.array(values)
 
 
 def deletion(network: Network, image: Tensor, label: int, support: np.ndarray) -> float:
-    """Return a class's mean probability while pixels become black in the order of their support.
-
-    Pixels that are black anyway are left out (arXiv:1806.07421).
-    """
+    """Return a class's mean probability while pixels become black, by support (arXiv:1806.07421)."""
     order = torch.from_numpy(np.where(image > 0, support, -np.inf).argsort(axis=None)).flip(0)
     counts = torch.linspace(0, int((image > 0).sum()), STEPS).round().int()
     images = image.flatten().repeat(STEPS, 1)
@@ -82,11 +75,7 @@ def deletion(network: Network, image: Tensor, label: int, support: np.ndarray) -
 
 
 def choose_images(probabilities: Mapping[str, Tensor], labels: Tensor) -> dict[int, list[str]]:
-    """Return images of different classes that all networks, one, or none classifies correctly.
-
-    From probabilities (N, 10) and true classes (N,), return indices of images with the names of the
-    networks that are right.
-    """
+    """Return images of different classes, with the networks that classify them correctly."""
     names = list(probabilities)
     confidence, guesses = torch.stack(list(probabilities.values())).max(2)
     nearest = (confidence.amin(0) - CONFIDENCE).abs().argsort(stable=True)
