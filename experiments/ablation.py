@@ -39,22 +39,17 @@ def main() -> None:
         for settings in list_changes(model, recipe):
             arguments = recipe.model | settings.get("model", {})
             changed = replace(recipe, **settings | {"model": arguments})
+            jobs = ((name, changed, n, dataset, args.out / "runs") for n in range(args.seeds))
             with quiet():
-                runs = [
-                    train(name, changed, seed, dataset, args.out / "runs")
-                    for seed in range(args.seeds)
-                ]
+                runs = [train(*job) for job in jobs]
             accuracy = summarize_values([run.history[-1]["validation_accuracy"] for run in runs])
             base = rows[0]["accuracy"] if rows else accuracy
             difference = compare_paired(base["values"], accuracy["values"])
             seconds = summarize_values([run.seconds for run in runs])
             row = {"accuracy": accuracy, "difference": difference, "seconds": seconds}
             rows.append({"settings": settings} | row)
-            print(
-                f"{title(settings):<42}{percent(accuracy):>14}{percent(difference, '+'):>21}"
-                f"{seconds['mean']:>9.1f}",
-                flush=True,
-            )
+            cells = f"{percent(accuracy):>14}{percent(difference, '+'):>21}{seconds['mean']:>9.1f}"
+            print(f"{title(settings):<42}{cells}", flush=True)
         result[name] = rows
     list_files([record(args.out / "ablation.json", dataset, args.seeds, result)])
 
@@ -69,11 +64,7 @@ def list_changes(model: Model, recipe: Recipe) -> list[Settings]:
         *({"shift_share": share} for share in (0, 1.0) if share != recipe.shift_share),
         {"flip": not recipe.flip},
         {"label_smoothing": 0 if recipe.label_smoothing else 0.05},
-        *(
-            {"model": {"dropout": share}}
-            for share in shares
-            if share != recipe.model.get("dropout")
-        ),
+        *({"model": {"dropout": p}} for p in shares if p != recipe.model.get("dropout")),
         {"learning_rate": round(rate / 1.5, 4)},
         {"learning_rate": round(rate * 1.5, 4)},
         {"optimizer": other, "learning_rate": round(rate * factor, 4)},
@@ -84,9 +75,8 @@ def list_changes(model: Model, recipe: Recipe) -> list[Settings]:
 
 def title(settings: Settings) -> str:
     """Return settings for people."""
-    flat = {key: value for key, value in settings.items() if key != "model"}
-    flat |= settings.get("model", {})
-    words = [f"{key.replace('_', ' ')} {value}" for key, value in flat.items()]
+    flat = settings | settings.get("model", {})
+    words = [f"{key.replace('_', ' ')} {flat[key]}" for key in flat if key != "model"]
     return ", ".join(words) or "the recipe"
 
 

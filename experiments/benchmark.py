@@ -4,12 +4,10 @@
 
 Trains the classic loop of most tutorials and this project's in alternation, prints a table, and
 writes benchmark.json and benchmark.png to the folder outputs/benchmark. Takes 10 to 25 minutes on
-two CPU cores, mostly for the classic loop, and twice as long with --peers. This trains the same
-networks in a faster PyTorch loop and in two libraries, which are skipped unless installed:
+two CPU cores, and twice as long with --peers. This trains the same networks in a faster PyTorch
+loop and in two libraries, which are skipped unless installed:
 
     pip install keras tensorflow-cpu jax flax optax
-
-All loops run on all cores, with the same settings of memory and threads.
 """
 
 import copy

@@ -3,7 +3,7 @@
     python -m experiments.photos FOLDER
 
 The kinds and their names are those of clothing-dataset-small, see KINDS; other folders are skipped.
-Prints a table with 95 % intervals (Wilson), and how far confidence and energy tell correct from
+Prints tables with 95 % intervals (Wilson), and how far confidence and energy tell correct from
 incorrect predictions. Writes photos.json to the folder outputs/photos.
 """
 
@@ -24,6 +24,7 @@ from fashion.script import UserError, list_files, make_folder, run
 from fashion.style import label
 
 import numpy as np
+import scipy
 import torch
 
 from models import MODELS
@@ -68,12 +69,11 @@ def main() -> None:
     groups = {kind: [photo for photo in photos if photo[0] == kind] for kind in kinds}
     groups |= {SOME: [photo for photo in photos if photo[0] != SHOES], ALL: photos}
     origin = environment(torch.device("cpu")) | {"precision": "float32"}
-    result: dict[str, Any] = {"environment": origin}
-    result["networks"] = {name: network.metadata for name, network in networks.items()}
-    result["correct"] = {
-        kind: {name: count([is_correct(photo, name) for photo in chosen]) for name in networks}
-        for kind, chosen in groups.items()
-    }
+    metadata = {name: network.metadata for name, network in networks.items()}
+    result: dict[str, Any] = {"environment": origin, "networks": metadata, "correct": {}}
+    for kind, chosen in groups.items():
+        correct = {name: count([is_correct(photo, name) for photo in chosen]) for name in networks}
+        result["correct"][kind] = correct
     print_table("correct", result["correct"], list(networks))
     for group in (SOME, ALL):
         measured = {name: measure(groups[group], name) for name in networks}
@@ -92,10 +92,10 @@ def is_correct(photo: Photo, network: str) -> bool:
 
 def count(correct: Sequence[bool]) -> dict[str, Any]:
     """Return how many predictions are correct, with Wilson's 95 % interval of the share."""
-    from scipy.stats import binomtest
-
     total, hits = len(correct), int(sum(correct))
-    interval = binomtest(hits, total).proportion_ci(method="wilson") if total else (0, 1)
+    interval = (
+        scipy.stats.binomtest(hits, total).proportion_ci(method="wilson") if total else (0, 1)
+    )
     return {"correct": hits, "photos": total, "ci95": list(interval)}
 
 
@@ -121,12 +121,10 @@ def measure(photos: Sequence[Photo], network: str) -> dict[str, Any]:
 
 def auroc(scores: np.ndarray, correct: np.ndarray) -> float | None:
     """Return how often a correct prediction scores higher than an incorrect one (None: no pair)."""
-    from scipy.stats import mannwhitneyu
-
     pairs = int(correct.sum()) * int((~correct).sum())
     if not pairs:
         return None
-    return float(mannwhitneyu(scores[correct], scores[~correct]).statistic / pairs)
+    return float(scipy.stats.mannwhitneyu(scores[correct], scores[~correct]).statistic / pairs)
 
 
 def print_table(title: str, rows: dict[str, dict[str, Any]], names: Sequence[str]) -> None:

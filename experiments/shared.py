@@ -19,8 +19,7 @@ def start(parser: Parser, folder: str) -> tuple[argparse.Namespace, Dataset]:
     parser.add_argument("--seeds", type=number(int, 1), default=3, metavar="N", help=text)
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default: a GPU if any")
     args = parser.parse_args()
-    quick = getattr(args, "quick", False)
-    args.out /= f"{folder}/quick" if quick else folder
+    args.out /= f"{folder}/quick" if getattr(args, "quick", False) else folder
     keep_memory()
     device = choose_device(args.device)
     make_folder(args.out / "runs")
@@ -33,12 +32,9 @@ def record(path: Path, dataset: Dataset, seeds: int, result: dict[str, Any]) -> 
     """Write a result as JSON, with all that it depends on, and return the path."""
     device = dataset.images.device
     precision = str(choose_precision("auto", device)).removeprefix("torch.")
-    origin = {
-        "dataset": dataset.title,
-        "seeds": list(range(seeds)),
-        "environment": environment(device) | {"precision": precision},
-    }
-    write_json(path, origin | result)
+    origin = environment(device) | {"precision": precision}
+    about = {"dataset": dataset.title, "seeds": list(range(seeds)), "environment": origin}
+    write_json(path, about | result)
     return path
 
 

@@ -111,10 +111,13 @@ def compare(series: Mapping[str, Sequence[Run]], dataset: Dataset) -> dict[str, 
     for names in combinations(series, 2):
         correct = [(series[name][0].logits["test"].argmax(1) == labels).numpy() for name in names]
         pair = [models[name]["test_accuracy"]["values"] for name in names]
-        difference = {"of": f"{names[1]} - {names[0]}", "test_accuracy": compare_paired(*pair)}
-        difference["test_sampling_error"] = sampling_error(correct[1] * 1.0 - correct[0])
         mcnemar = {"first": names[0], "second": names[1], "seed": seeds[0]}
-        difference["mcnemar_of_first_seed"] = mcnemar | mcnemar_exact(*correct)
+        difference = {
+            "of": f"{names[1]} - {names[0]}",
+            "test_accuracy": compare_paired(*pair),
+            "test_sampling_error": sampling_error(correct[1] * 1.0 - correct[0]),
+            "mcnemar_of_first_seed": mcnemar | mcnemar_exact(*correct),
+        }
         differences.append(difference)
     return {"dataset": dataset.title, "seeds": seeds, "models": models, "differences": differences}
 

@@ -8,7 +8,7 @@ import socket
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from fashion.script import FAILURE, UserError, on_terminal, quiet
@@ -100,14 +100,11 @@ def download(folder: Path) -> None:
     raw = folder / "FashionMNIST" / "raw"
     folder.mkdir(parents=True, exist_ok=True)
     print(f"Downloading Fashion-MNIST to {raw} (30 MB)", flush=True)
-    with ExitStack() as stack:
-        # A download that is interrupted leaves no part of a file among the others.
-        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix=".part-", dir=folder))
-        stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
-        socket.setdefaulttimeout(TIMEOUT)
-        stack.enter_context(quiet())
-        if not on_terminal():  # where a progress bar would fill a log
-            stack.enter_context(redirect_stderr(io.StringIO()))
+    socket.setdefaulttimeout(TIMEOUT)
+    # A progress bar would fill a log.
+    progress = nullcontext() if on_terminal() else redirect_stderr(io.StringIO())
+    # A download that is interrupted leaves no part of a file among the others.
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary, quiet(), progress:
         source: type[FashionMNIST] = type("FashionMNIST", (FashionMNIST,), {})
         for mirror in [*FashionMNIST.mirrors, REPOSITORY]:
             source.mirrors = [mirror]

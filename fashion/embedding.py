@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill
-from typing import Any
 
 from fashion.activations import Survey
 from fashion.checkpoint import Network
@@ -30,7 +29,7 @@ def embed(features: np.ndarray) -> np.ndarray:
 
     perplexity = min(30, (len(features) - 1) // 3)  # openTSNE wants three times as many points
     # More steps or exacter forces take longer and hardly change the picture.
-    quick: dict[str, Any] = {"early_exaggeration_iter": 100, "n_iter": 150, "theta": 1}
+    quick = {"early_exaggeration_iter": 100, "n_iter": 150, "theta": 1}
     tsne = TSNE(perplexity=perplexity, neighbors="exact", random_state=0, **quick)
     return np.asarray(tsne.fit(features))
 

@@ -29,9 +29,9 @@ def draw_kernels(network: Network, models: Mapping[str, Model], number: int) -> 
     chosen = strongest(after)
     largest = after.abs().sum((2, 3)).argmax(1)[chosen]
     slices = after.shape[1]
-    note = f"; shown: the largest of the {slices} slices of each" if slices > 1 else ""
     title = f"Kernels of convolution {number}, {label(network.name)} trained on {network.dataset}\n"
-    title += f"{len(chosen)} of {len(after)} kernels, ordered by norm after training{note}"
+    title += f"{len(chosen)} of {len(after)} kernels, ordered by norm after training"
+    title += f"; shown: the largest of the {slices} slices of each" * (slices > 1)
     return draw_pair(before[chosen, largest], after[chosen, largest], chosen, title)
 
 

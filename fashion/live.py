@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 PER_CLASS, DIFFICULT = 4, 2  # images, and how many of them the networks may disagree on
 CLIPPED = 0.2  # percentage of a layer's activations that its colour scale may clip
+SIMPLE = (nn.Linear, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Tanh, nn.Sigmoid)
 # The layers that the page computes, and the settings that they must have; 1 also stands for (1, 1).
 LAYERS: dict[type[nn.Module], dict[str, Any]] = {
     nn.Conv2d: {"groups": 1, "dilation": 1, "padding_mode": "zeros"},
@@ -29,7 +30,7 @@ LAYERS: dict[type[nn.Module], dict[str, Any]] = {
     nn.AvgPool2d: {"ceil_mode": False, "count_include_pad": True, "divisor_override": None},
     nn.AdaptiveAvgPool2d: {"output_size": 1},
     nn.GELU: {"approximate": "none"},
-    **dict.fromkeys((nn.Linear, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Tanh, nn.Sigmoid), {}),
+    **{kind: {} for kind in SIMPLE},
 }
 IGNORED = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 SETTINGS = ("kernel_size", "stride", "padding", "eps", "negative_slope", "alpha")

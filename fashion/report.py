@@ -155,8 +155,9 @@ def print_differences(compared: Mapping[str, Any]) -> None:
         interval = f"95% interval over seeds: {ends}; " if ends else ""
         error = 100 * difference["test_sampling_error"]
         print(
-            f"\nTest accuracy of {second} minus that of {first}: {100 * test['mean']:+.2f} points"
-            f" ({interval}sampling error of the test images: {error:.2f}).\nWith seed {mcnemar['seed']}, only {second} classifies "
+            f"\nTest accuracy of {second} minus that of {first}: {100 * test['mean']:+.2f} points "
+            f"({interval}sampling error of the test images: {error:.2f}).\n"
+            f"With seed {mcnemar['seed']}, only {second} classifies "
             f"{mcnemar['only_second_correct']} images correctly, and only {first} "
             f"{mcnemar['only_first_correct']} (McNemar's exact test: p = {mcnemar['p_value']:.2g})."
         )

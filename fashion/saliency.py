@@ -37,7 +37,7 @@ CHECK = (
 
 
 def log_odds(logits: Tensor, label: int) -> Tensor:
-    """Return ln(p / (1 - p)) of a class, which still changes where the probability p rounds to 1."""
+    """Return ln(p / (1 - p)) of a class, which still changes where p rounds to 1."""
     others = torch.arange(len(CLASSES)) != label
     return logits[:, label].double() - logits[:, others].double().logsumexp(1)
 
@@ -65,7 +65,7 @@ def rank_correlation(maps: np.ndarray, others: np.ndarray, images: Tensor) -> np
 
 
 def deletion(network: Network, image: Tensor, label: int, support: np.ndarray) -> float:
-    """Return a class's mean probability while pixels become black, by support (arXiv:1806.07421)."""
+    """Return a class's mean probability while pixels become black by support, arXiv:1806.07421."""
     order = torch.from_numpy(np.where(image > 0, support, -np.inf).argsort(axis=None)).flip(0)
     counts = torch.linspace(0, int((image > 0).sum()), STEPS).round().int()
     images = image.flatten().repeat(STEPS, 1)
