@@ -103,12 +103,6 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
     """Group predictions, probabilities (N, 10), by confidence and compare them with labels (N,)."""
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    counts = np.bincount(bins, minlength=BINS)
-    filled = counts > 0
-    sums = [np.bincount(bins, values, BINS)[filled] for values in (confidence, correct)]
-    return Calibration(
-        centre=(np.flatnonzero(filled) + 0.5) / BINS,
-        confidence=sums[0] / counts[filled],
-        accuracy=sums[1] / counts[filled],
-        share=counts[filled] / len(labels),
-    )
+    filled, bins, counts = np.unique(bins, return_inverse=True, return_counts=True)
+    mean, share = (np.bincount(bins, values) / counts for values in (confidence, correct))
+    return Calibration((filled + 0.5) / BINS, mean, share, counts / len(labels))

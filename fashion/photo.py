@@ -150,8 +150,6 @@ def complete(photo: Image.Image, background: Colour) -> list[Image.Image]:
     There, a garment touches two sides, and its middle is that of the image or half a pixel away.
     """
     box = ImageChops.difference(photo, Image.new("RGB", photo.size, background)).getbbox()
-    if not box:
-        return []
     garment = photo.crop(box)
     edge, squares = max(garment.size), []
     for half_pixel in (0, edge / SIZE / 2):
