@@ -1,7 +1,6 @@
 """The training loops that experiments.benchmark compares with that of this project.
 
-Each trains a network given as a torch module and yields, after each epoch, the seconds of training
-and the test accuracy.
+Each trains a torch module and yields, after each epoch, the seconds and the test accuracy.
 """
 
 import itertools

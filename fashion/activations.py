@@ -208,8 +208,8 @@ def draw_progression(network: Network, image: Tensor, caption: str) -> Figure:
         scale = colour_scale(values, signed=bool((values < 0).any()))  # GELU can be negative
         if values.ndim == 3:
             chosen = most_varied(block.output[0])
-            shown = f"{len(values)} maps of {times(values.shape[1:])} values"
-            shown += f"; the {len(chosen)} that vary most:"
+            size = f"{len(values)} maps of {times(values.shape[1:])} values"
+            shown = f"{size}; the {len(chosen)} that vary most:"
             draw_tiles(axes, values[chosen], chosen, scale)
         else:
             shown = f"{len(values)} values, one stripe each:"
@@ -241,14 +241,13 @@ def draw_example(panels: Sequence[Axes], block: Block, kernel: int) -> None:
     patch, response = found.numpy(), block.response[0, kernel].numpy()
     pixels = {"vmin": float(block.inputs.min()), "vmax": float(block.inputs.max())}
     bias = "" if block.layer.bias is None else f" and the bias {block.layer.bias[kernel]:z.2f}"
-    texts = (
-        f"the {patch.size} framed pixels,\nnormalized",
-        f"× the {patch.size} weights\nof kernel {kernel}",
-        f"sum of the products{bias}\n= {response[place]:z.2f}, one value of map {kernel}",
+    value = f"= {response[place]:z.2f}, one value of map {kernel}"
+    drawn = (
+        (patch, pixels, f"the {patch.size} framed pixels,\nnormalized"),
+        (weights, colour_scale(weights), f"× the {weights.size} weights\nof kernel {kernel}"),
+        (response, colour_scale(response), f"sum of the products{bias}\n{value}"),
     )
-    scales = (pixels, colour_scale(weights), colour_scale(response))
-    shown = zip(panels[1:], (patch, weights, response), scales, texts, strict=True)
-    for axes, values, scale, title in shown:
+    for axes, (values, scale, title) in zip(panels[1:], drawn, strict=True):
         axes.imshow(values, **scale)
         axes.set_title(title, fontsize=9)
         style.hide_axes(axes)

@@ -21,10 +21,7 @@ AVERAGED = ("test_accuracy", "flip_averaged_accuracy", "validation_accuracy", "t
 
 
 def summarize_values(values: Sequence[float]) -> dict[str, Any]:
-    """Return mean, standard deviation, Student's 95 % interval and extremes of values by seed.
-
-    A single value has no interval and no deviation (None).
-    """
+    """Return mean, standard deviation, Student's 95 % interval and extremes of values by seed."""
     count, mean, std, interval = len(values), statistics.fmean(values), None, None
     if count > 1:
         std = statistics.stdev(values)

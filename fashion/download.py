@@ -30,12 +30,7 @@ class UnavailableError(UserError):
 
 
 def load_files(folder: Path) -> list[bytes]:
-    """Return the four files, in the order of FILES, from the folder or else from the network.
-
-    Raises:
-        UnavailableError: If there is no file of Fashion-MNIST, and no server answers.
-        UserError: If files are damaged, incomplete, or of another dataset.
-    """
+    """Return the four files, in the order of FILES, from the folder or else from the network."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--data-dir {folder} is a file, not a folder")
     found, others = find(folder)

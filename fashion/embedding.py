@@ -21,10 +21,7 @@ NOTE = (
 
 
 def embed(features: np.ndarray) -> np.ndarray:
-    """Return positions (N, 2) in the plane that keep the neighbours of features (N, width).
-
-    The method is t-SNE (van der Maaten and Hinton, JMLR 9, 2008), with a fixed seed.
-    """
+    """Return positions (N, 2) from t-SNE (van der Maaten and Hinton, JMLR 9, 2008)."""
     from openTSNE import TSNE  # takes a second to load, which other figures need not wait for
 
     perplexity = min(30, (len(features) - 1) // 3)  # openTSNE wants three times as many points

@@ -35,10 +35,8 @@ LAYERS: dict[type[nn.Module], dict[str, Any]] = {
 IGNORED = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 SETTINGS = ("kernel_size", "stride", "padding", "eps", "negative_slope", "alpha")
 TENSORS = ("weight", "bias", "running_mean", "running_var")
-MORE_THAN_LAYERS = (
-    "its forward method does more than call its layers one after another; functions such as "
-    "F.relu can be replaced with layers such as nn.ReLU"
-)
+MORE_THAN_LAYERS = "its forward method does more than call its layers one after another; "
+MORE_THAN_LAYERS += "functions such as F.relu can be replaced with layers such as nn.ReLU"
 
 
 def write(

@@ -120,10 +120,7 @@ def draw_curves(title: str, curves: Sequence[Curve]) -> Figure:
 
 
 def draw_predictions(run: Run, dataset: Dataset, correct: bool) -> Figure:
-    """Draw test images with their true and predicted class, and the probability of the latter.
-
-    Of each class, they are the first correct predictions, or the most confident errors.
-    """
+    """Draw the first correct predictions for images of each class, or the most confident errors."""
     labels, probabilities = dataset.test_labels.cpu().numpy(), run.probabilities.numpy()
     guesses, confidence = probabilities.argmax(1), probabilities.max(1)
     candidates = np.flatnonzero((guesses == labels) == correct)

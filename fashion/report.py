@@ -76,7 +76,6 @@ def write_results(
     files = [out / f"{name}{checkpoint.SUFFIX}" for name in series]
     files += [out / f"{name}_{kind}.png" for name in series for kind in KINDS]
     files.append(out / page.METRICS)
-
     every = [run for runs in series.values() for run in runs]
     recipes = {name: runs[0].recipe for name, runs in series.items()}
     files.append(save_figure(plots.draw_dataset(dataset, recipes), out / "dataset.png"))

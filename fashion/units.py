@@ -1,7 +1,6 @@
 """The images that activate single kernels of a convolution (units) most."""
 
 import copy
-from collections import Counter
 from dataclasses import dataclass
 
 from fashion.activations import Survey, find_convolutions, run
@@ -51,15 +50,13 @@ def class_selectivity(peaks: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def choose_units(peaks: Tensor, labels: Tensor) -> list[Unit]:
     """Return the most class-selective units, at most PER_CLASS of a class."""
     selectivity, preferred = class_selectivity(peaks, labels)
-    counts: Counter[int] = Counter()
     units: list[Unit] = []
     for number in selectivity.argsort(descending=True, stable=True).tolist():
         favourite = int(preferred[number])
-        if counts[favourite] < PER_CLASS and len(units) < UNITS:
-            counts[favourite] += 1
+        if [unit.label for unit in units].count(favourite) < PER_CLASS:
             images = peaks[:, number].argsort(descending=True, stable=True)[:IMAGES]
             units.append(Unit(number, float(selectivity[number]), favourite, images.tolist()))
-    return units
+    return units[:UNITS]
 
 
 def receptive_fields(model: nn.Module, number: int) -> tuple[Tensor, Tensor]:
