@@ -157,9 +157,8 @@ def main() -> None:
 def make_recipe(name: str, args: argparse.Namespace) -> Recipe:
     """Return the recipe of a network with the settings that the command line changes."""
     recipe = MODELS[name].quick if args.quick else MODELS[name].recipe
-    # The options whose names are fields of the recipe; None means that one was not given.
-    options = {key: getattr(args, key) for key in asdict(recipe) if hasattr(args, key)}
-    return replace(recipe, **{key: value for key, value in options.items() if value is not None})
+    given = {key: value for key, value in vars(args).items() if value is not None}
+    return replace(recipe, **{key: given[key] for key in asdict(recipe) if key in given})
 
 
 def check_finite(run: Run) -> None:

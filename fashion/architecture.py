@@ -67,7 +67,7 @@ def draw_boxes(axes: Axes, blocks: list[Block]) -> None:
     for row, values in enumerate(results):
         left, computed = 0, list(dict.fromkeys(tuple(v.shape[1:]) for v in values))
         for count, *sides in computed:
-            height = 0.62 * sides[0] / SIZE if sides else 0.62 / SIZE
+            height = 0.62 * (sides[0] if sides else 1) / SIZE
             place = (left, row - height / 2)
             axes.add_patch(Rectangle(place, count, height, fc="#DDDDDD", ec=GREY, lw=1))
             left += count + GAP

@@ -58,7 +58,7 @@ def fashionmnist() -> argparse.Namespace:
     """Return the arguments of fashionmnist.py; None stands for the value of the recipe."""
     parser = Parser("Train a feedforward and a convolutional network on Fashion-MNIST.")
     add, many = parser.add_argument, number(int, 1)
-    add("--quick", action="store_true", help="train for a minute; results go to subfolder quick")
+    add("--quick", action="store_true", help="train for about a minute, into the subfolder quick")
     add("--sample", action="store_true", help="use the 12,000 images that come with the project")
     add("--models", nargs="+", metavar="NAME", help="rows of models.py to train (default: all)")
     add("--runs", type=many, default=1, metavar="N", help="train with N seeds and compare them")
@@ -102,5 +102,5 @@ def predict() -> argparse.Namespace:
     text = "print JSON: each picture has file and doubt and, under each network's name, label, "
     text += f"probability, top{TOP}, energy_above_limit and familiar"
     add("--json", action="store_true", help=text)
-    add("--out", type=Path, default=OUTPUTS, metavar="DIR", help=f"for the figure ({OUTPUTS})")
+    add("--out", type=Path, default=OUTPUTS, metavar="DIR", help=f"figure folder ({OUTPUTS})")
     return parser.parse_args()

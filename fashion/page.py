@@ -38,8 +38,8 @@ CAPTIONS = {
     },
     "Training and predictions": {
         "_loss.png": "Learning curves. Look for a validation loss that rises while the training "
-        "loss falls, which means overfitting. With augmentation, dropout or label smoothing, the "
-        "levels of the two cannot be compared.",
+        "loss falls, which means overfitting; the level of the two can only be compared if the "
+        "training uses no augmentation, dropout or label smoothing.",
         "_confusion.png": "Confusion matrices. Look for pairs of dark cells that mirror each other "
         "at the diagonal: such classes are confused in both directions.",
         "_incorrect.png": "Most confident errors. Look for errors that you would make too, and for "

@@ -106,7 +106,8 @@ def prepare(photo: Image.Image, name: str) -> tuple[np.ndarray, str | None]:
     background = background_colour(photo)
     other = differs(photo, background)
     frame = np.concatenate([other[0], other[-1], other[:, 0], other[:, -1]])
-    plain = min(photo.size) < SIZE // 2 or frame.mean() < 1 - PLAIN  # or too small to tell
+    too_small_to_tell = min(photo.size) < SIZE // 2
+    plain = too_small_to_tell or frame.mean() < 1 - PLAIN
     trimmed = trim(photo, other) if plain else None
     candidates = [*([trimmed] if trimmed else []), photo, *complete(photo, background)]
     if original := recover(candidates):
@@ -232,7 +233,7 @@ def from_mask(photo: Image.Image, mask: np.ndarray) -> np.ndarray:
 
 
 def trim(photo: Image.Image, other: np.ndarray) -> Image.Image | None:
-    """Crop the edges without pixels other than the background; return None if nothing remains."""
+    """Crop the edges that show only background; return None if nothing would remain."""
     rows, columns = (np.flatnonzero(other.mean(axis=axis) > DUST) for axis in (1, 0))
     found = len(rows) and len(columns)
     return photo.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)) if found else None

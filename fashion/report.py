@@ -31,25 +31,20 @@ def print_dataset(dataset: Dataset) -> None:
 def print_start(run: Run, steps: int, batch_size: int) -> None:
     """Print what is trained, and the header of the table of epochs."""
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    print(
-        f"\n{label(run.name)}, seed {run.seed}: {parameters:,} parameters, {steps} steps per epoch "
-        f"with {batch_size} images each, on {run.environment['device']} in "
-        f"{run.environment['precision']}\n"
-        "    epoch  train loss  val loss  train acc  val acc  seconds  time left",
-        flush=True,
-    )
+    size = f"{parameters:,} parameters, {steps} steps per epoch with {batch_size} images each"
+    place = f"{run.environment['device']} in {run.environment['precision']}"
+    print(f"\n{label(run.name)}, seed {run.seed}: {size}, on {place}")
+    print("    epoch  train loss  val loss  train acc  val acc  seconds  time left", flush=True)
 
 
 def print_epoch(run: Run) -> None:
     """Print the last epoch and the time left."""
     row, epochs = run.history[-1], run.recipe.epochs
     left = run.seconds / row["epoch"] * (epochs - row["epoch"])
-    print(
-        f"{row['epoch']:>4}/{epochs:<4}  {row['train_loss']:>10.4f}  {row['validation_loss']:>8.4f}"
-        f"  {row['train_accuracy']:>9.2%}  {row['validation_accuracy']:>7.2%}  "
-        f"{row['seconds']:>7.1f}  {duration(left)}",
-        flush=True,
-    )
+    losses = f"{row['train_loss']:>10.4f}  {row['validation_loss']:>8.4f}"
+    accuracies = f"{row['train_accuracy']:>9.2%}  {row['validation_accuracy']:>7.2%}"
+    times = f"{row['seconds']:>7.1f}  {duration(left)}"
+    print(f"{row['epoch']:>4}/{epochs:<4}  {losses}  {accuracies}  {times}", flush=True)
 
 
 def write_network(out: Path, run: Run, dataset: Dataset) -> None:

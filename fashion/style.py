@@ -122,11 +122,11 @@ def draw_tiles(
         row, column = divmod(number, columns)
         # Two lines of a name take a third of the height of a tile.
         x, y = column * width * 1.12, row * height * (1.26 + 0.12 * f"{name}".count("\n"))
-        corner = (x - 0.5, y - 0.5)  # pixels extend by 0.5 around their coordinates
-        axes.imshow(tile, extent=(x - 0.5, x + width - 0.5, y + height - 0.5, y - 0.5), **scale)
-        middle = (x - 0.5 + width / 2, y - 0.5)
-        axes.annotate(f"{name}", middle, (0, 2), "data", "offset points", ha="center", fontsize=8)
-        axes.add_patch(Rectangle(corner, width, height, fill=False, ec="#BBBBBB", lw=0.8))
+        left, top = x - 0.5, y - 0.5  # pixels extend by 0.5 around their coordinates
+        axes.imshow(tile, extent=(left, left + width, top + height, top), **scale)
+        place = (left + width / 2, top)
+        axes.annotate(f"{name}", place, (0, 2), "data", "offset points", ha="center", fontsize=8)
+        axes.add_patch(Rectangle((left, top), width, height, fill=False, ec="#BBBBBB", lw=0.8))
         places.append((x, y))
     axes.set(xlim=(-0.6, max(x for x, _ in places) + width), ylim=(y + height, -0.6))
     axes.set_axis_off()
