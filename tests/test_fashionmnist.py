@@ -1,6 +1,5 @@
 """The main script as its users meet it: files, repetition, interruption, several processes."""
 
-import io
 import json
 import os
 import runpy
@@ -8,32 +7,34 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
-from fashion import download, report, script
+from fashion import report, style
 from fashion.data import load_sample
 
 import matplotlib
 import pytest
 import torch
-from torchvision.datasets import FashionMNIST
 
 import fashionmnist
 from models import MODELS
 
 ROOT = Path(__file__).parents[1]
 SIZES = ("--limit", 200, "--epochs", 1, "--batch-size", 100)
-SHORT = ("--sample", *SIZES)
+FLOAT32 = ("--precision", "float32", "--device", "cpu")
 NETWORK_FILES = {"loss.png", "confusion.png", "correct.png", "incorrect.png"}
+SERIES_FILES = {
+    *("metrics.json", "comparison.json", "suspect_labels.csv", "report.html", "comparison.png"),
+    *("dataset.png", "disagreements.png", "learning_curves.png", "calibration.png"),
+    "suspect_labels.png",
+}
+DPI = style.STYLE["savefig.dpi"]
 
 
-def read_runs(folder):
-    """Return the content of all runs in a folder by file name."""
-    return {
-        path.name: torch.load(path, weights_only=True) for path in (folder / "runs").glob("*.pt")
-    }
+def read_runs(folder, start=""):
+    """Return the content of the runs in a folder whose names begin with a text."""
+    return [torch.load(path, weights_only=True) for path in folder.glob(f"runs/{start}*.pt")]
 
 
 def assert_same(first, second):
@@ -44,23 +45,25 @@ def assert_same(first, second):
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """The output folder of a short training of both networks, without dataset and network."""
-    folder, output = tmp_path_factory.mktemp("outputs"), io.StringIO()
-    options = (*SIZES, "--data-dir", tmp_path_factory.mktemp("none"), "--out", folder)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output):
-        patch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens there
-        patch.setattr(download, "REPOSITORY", "http://127.0.0.1:9/")
-        patch.setattr(sys, "argv", ["fashionmnist.py", *map(str, options)])
-        assert script.run(fashionmnist.main) == 0
-    (folder / "stdout").write_text(output.getvalue())
+    """The outputs of two processes that trained both networks, without dataset and network."""
+    folder, nothing = tmp_path_factory.mktemp("outputs"), tmp_path_factory.mktemp("none")
+    options = [*SIZES, "--runs", 3, *FLOAT32, "--data-dir", nothing, "--out", folder]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, "fashionmnist.py", *map(str, options)],
+        cwd=ROOT,
+        env=os.environ | dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
     return folder
 
 
 def test_files_are_written_and_listed_and_say_that_they_are_of_the_sample(outputs):
     names = {f"{name}_{ending}" for name in MODELS for ending in NETWORK_FILES}
-    names |= {f"{name}.safetensors" for name in MODELS}
-    names |= {"metrics.json", "comparison.png", "report.html"}
-    names |= {"dataset.png", "disagreements.png"}
+    names |= {f"{name}.safetensors" for name in MODELS} | SERIES_FILES
     assert {path.name for path in outputs.iterdir()} == names | {"runs", "stdout"}
     output, title = (outputs / "stdout").read_text(), "Fashion-MNIST sample, 10,000 images"
     assert all(str(outputs / name) in output for name in names)
@@ -69,41 +72,47 @@ def test_files_are_written_and_listed_and_say_that_they_are_of_the_sample(output
     assert title in (outputs / "report.html").read_text()
 
     metrics = json.loads((outputs / "metrics.json").read_bytes())["models"]
-    for name, content in read_runs(outputs).items():
-        entry = metrics[name.split("-")[0]]
+    for name, entry in metrics.items():
+        (content,) = read_runs(outputs, f"{name}-seed0")
         assert entry["dataset"].startswith(title) and entry["history"] == content["history"]
         correct = content["logits"]["test"].argmax(1) == load_sample().test_labels
         assert entry["test_accuracy"] == pytest.approx(correct.double().mean().item())
         assert entry["tested_at"] == content["tested_at"]
 
 
-def test_repeated_command_trains_nothing_and_draws_the_same(outputs, tmp_path, call):
+def test_processes_of_torchrun_reach_the_numbers_of_one(outputs):
+    assert len(read_runs(outputs)) == 6 and not list(outputs.rglob("*.part"))
+    dataset = load_sample(200)
+    # Each of the two has half of the cores; sums have the same order with as many threads.
+    affinity = getattr(os, "sched_getaffinity", None)
+    torch.set_num_threads(max(1, (len(affinity(0)) if affinity else os.cpu_count()) // 2))
+    for name, model in MODELS.items():
+        recipe = replace(model.recipe, epochs=1, batch_size=100)
+        for seed in range(3):
+            alone = fashionmnist.train(name, recipe, seed, dataset, precision="float32")
+            (same,) = read_runs(outputs, f"{name}-seed{seed}")
+            assert_same(alone.model.state_dict(), same["weights"])
+    torch.set_num_threads(1)
+
+
+def test_repeated_command_trains_nothing_and_leaves_the_other_network_alone(
+    outputs, tmp_path, call, monkeypatch
+):
+    monkeypatch.setitem(style.STYLE, "savefig.dpi", DPI)
     folder = shutil.copytree(outputs, tmp_path / "copy")
-    modified = {path: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()}
-    for picture in folder.glob("*.png"):
+    before = {path: path.read_bytes() for path in (*folder.glob("runs/*"), *folder.glob("ffn*"))}
+    for picture in folder.glob("cnn*.png"):
         picture.unlink()
     # Settings of the user that would make other pictures.
     look = {"text.usetex": True, "image.origin": "lower", "axes.facecolor": "black"}
     with matplotlib.rc_context(look):
-        status, output, _ = call(fashionmnist, *SHORT, "--out", folder)
-    assert status == 0
-    assert output.count("is finished already") == 2
-    assert "epoch  train loss" not in output
-    assert modified == {path: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()}
+        options = ("--sample", *SIZES, *FLOAT32, "--models", "cnn", "--out", folder)
+        status, output, _ = call(fashionmnist, *options)
+    assert status == 0 and "is finished already" in output
+    assert "epoch  train loss" not in output and "FFN, seed" not in output
+    assert before == {path: path.read_bytes() for path in before}
     for ending in NETWORK_FILES:
         assert (folder / f"cnn_{ending}").read_bytes() == (outputs / f"cnn_{ending}").read_bytes()
-
-
-def test_training_one_network_leaves_the_files_of_the_other(outputs, tmp_path, call, monkeypatch):
-    folder = shutil.copytree(outputs, tmp_path / "copy")
-    before = {path.name: path.read_bytes() for path in folder.glob("ffn*")}
-    monkeypatch.setattr(sys, "stderr", None)  # so it is when standard error is closed
-    status, output, _ = call(fashionmnist, *SHORT, "--models", "cnn", "--seed", 5, "--out", folder)
-    assert status == 0
-    assert "FFN, seed" not in output
-    assert before == {path.name: path.read_bytes() for path in folder.glob("ffn*")}
-    models = json.loads((folder / "metrics.json").read_bytes())["models"]
-    assert {name: entry["seed"] for name, entry in models.items()} == {"ffn": 0, "cnn": 5}
     assert "ffn_confusion.png" in (folder / "report.html").read_text()
 
 
@@ -131,7 +140,7 @@ def test_killed_training_continues_and_ends_bit_for_bit_the_same(tmp_path, call,
     _, output, _ = call(fashionmnist, *options, tmp_path / "killed")
     assert "FFN, seed 0, continues after epoch 2" in output
     call(fashionmnist, *options, tmp_path / "whole")
-    (killed,), (whole,) = (read_runs(tmp_path / name).values() for name in ("killed", "whole"))
+    (killed,), (whole,) = (read_runs(tmp_path / name) for name in ("killed", "whole"))
     assert_same(killed["weights"], whole["weights"])
 
 
@@ -145,28 +154,6 @@ def test_ctrl_c_says_that_the_same_command_continues(tmp_path, monkeypatch, caps
         "error: interrupted; without --fresh, the same command continues after the last finished "
         "epoch"
     ]
-
-
-def test_processes_of_torchrun_reach_the_numbers_of_one(tmp_path):
-    options = [*SHORT, "--runs", 3, "--precision", "float32", "--device", "cpu", "--out", tmp_path]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command = [*torchrun, "fashionmnist.py", *map(str, options)]
-    shared = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    assert shared.returncode == 0, shared.stderr
-    assert "suspect_labels.csv" in shared.stdout
-    assert not list(tmp_path.rglob("*.part"))
-    reached, dataset = read_runs(tmp_path), load_sample(200)
-    assert len(reached) == 6
-    # Each of the two has half of the cores; sums have the same order with as many threads.
-    affinity = getattr(os, "sched_getaffinity", None)
-    torch.set_num_threads(max(1, (len(affinity(0)) if affinity else os.cpu_count()) // 2))
-    for name, model in MODELS.items():
-        recipe = replace(model.recipe, epochs=1, batch_size=100)
-        for seed in range(3):
-            alone = fashionmnist.train(name, recipe, seed, dataset, precision="float32")
-            (same,) = (reached[key] for key in reached if key.startswith(f"{name}-seed{seed}"))
-            assert_same(alone.model.state_dict(), same["weights"])
-    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize(
