@@ -53,7 +53,7 @@ def finished(tiny: Dataset) -> dict[str, list[Run]]:
     """Two finished runs of each network, some 60 to 80 % accurate, with the seeds 0 and 1."""
     series: dict[str, list[Run]] = {}
     for name, model in MODELS.items():
-        recipe = replace(model.recipe, epochs=4, batch_size=100)
+        recipe = replace(model.recipe, epochs=2, batch_size=50)
         series[name] = [train(name, recipe, seed, tiny) for seed in (0, 1)]
         for run in series[name]:
             run.score(tiny)
