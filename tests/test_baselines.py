@@ -9,7 +9,7 @@ import torch
 from experiments import baselines
 
 
-def test_table_has_the_classifiers_and_the_networks(tiny, tmp_path, monkeypatch, capsys):
+def test_table_has_the_classifiers_and_the_networks(tiny, tmp_path, monkeypatch, call):
     pytest.importorskip("sklearn")
     classifiers, version = baselines.make_classifiers()
     chosen = {key: classifiers[key] for key in ("nearest mean", "5 nearest neighbours")}
@@ -18,8 +18,8 @@ def test_table_has_the_classifiers_and_the_networks(tiny, tmp_path, monkeypatch,
     monkeypatch.setattr(baselines, "make_classifiers", lambda: (chosen, version))
     monkeypatch.setattr(baselines, "read_results", lambda _: results)
     monkeypatch.setattr(baselines, "load", lambda *_: tiny)
-    monkeypatch.setattr(sys, "argv", ["baselines", "--out", str(tmp_path)])
-    assert script.run(baselines.main) == 0
+    status, output, _ = call(baselines, "--out", tmp_path)
+    assert status == 0
     written = json.loads((tmp_path / "baselines" / "baselines.json").read_text())
     assert written["environment"]["scikit-learn"] == version
     rows = {name: row["test_accuracy"] for name, row in written["classifiers"].items()}
@@ -31,7 +31,6 @@ def test_table_has_the_classifiers_and_the_networks(tiny, tmp_path, monkeypatch,
     correct = (distances.argmin(1) == tiny.test_labels).sum().item()
     assert rows["nearest mean"] == correct / len(tiny.test_labels)
     assert rows["5 nearest neighbours"] > 0.7
-    output = capsys.readouterr().out
     assert f"{correct / len(tiny.test_labels):.2%}" in output and "CNN" in output
     assert "FFN" not in output
 

@@ -1,5 +1,4 @@
 from dataclasses import replace
-from itertools import pairwise
 
 from fashion import comparison
 from fashion.data import CLASSES
@@ -8,9 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-
-from ffn import FFN
 
 
 def certain(predictions):
@@ -74,12 +70,6 @@ def test_mcnemar_is_the_exact_binomial_test():
     assert result["p_value"] == pytest.approx(0.21875)
     assert comparison.mcnemar_exact(first, first)["p_value"] == 1
     assert comparison.mcnemar_exact(first[::-1], first)["p_value"] == 1  # as many on both sides
-
-
-def test_multiply_accumulates_by_hand():
-    by_hand = sum(a * b for a, b in pairwise([784, 512, 256, 128, 64, 10]))
-    assert comparison.count_multiply_accumulates(FFN()) == by_hand
-    assert comparison.count_multiply_accumulates(nn.Conv2d(1, 4, 3)) == 26**2 * 3**2 * 4
 
 
 def test_each_network_is_summarized_over_its_seeds(compared, series, tiny):

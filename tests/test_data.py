@@ -8,19 +8,13 @@ from fashion.data import Views
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from models import MODELS
 
 RECIPE = replace(MODELS["cnn"].recipe, max_shift=1, shift_share=1, flip=True)
 
 
-def test_sample_is_small_grey_and_named_in_the_title(sample):
-    files = list(data.SAMPLE.glob("*.png"))
-    assert len(files) == 2 and sum(file.stat().st_size for file in files) < 5_000_000
-    for file in files:
-        with Image.open(file) as picture:
-            assert picture.mode == "L" and not picture.info
+def test_sample_is_named_in_the_title(sample):
     assert sample.title == "Fashion-MNIST sample, 10,000 images"
     assert (len(sample.images), len(sample.test_images)) == (10_000, 2_000)
 
@@ -68,22 +62,9 @@ def test_limit_keeps_that_many_images_of_all_classes(sample):
     assert limited.title == "Fashion-MNIST sample, 10,000 images, 500 to train on"
 
 
-def test_pixel_statistics_agree_with_numpy(sample):
-    pixels = sample.images[:100].numpy() / 255
-    expected = (pixels.mean(), pixels.std())
-    assert data.pixel_statistics(sample.images[:100]) == pytest.approx(expected)
-
-
 def test_normalize():
     images = torch.tensor([[[0, 255]]], dtype=torch.uint8)
     assert data.normalize(images, 0.5, 0.25).tolist() == [[[[-2, 2]]]]
-
-
-def test_fingerprint_depends_on_training_and_test_images(tiny):
-    order = replace(tiny, train=tiny.train.flip(0))
-    images = replace(tiny, test_images=tiny.test_images.flip(2))
-    assert len({tiny.fingerprint, order.fingerprint, images.fingerprint}) == 3
-    assert replace(tiny).fingerprint == tiny.fingerprint
 
 
 def test_an_image_shows_all_its_views_before_one_repeats():

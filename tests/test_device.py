@@ -52,18 +52,8 @@ def environment(monkeypatch):
     return apply
 
 
-def test_variables_of_torchrun_are_read(environment, capsys):
-    processes = environment({})
-    assert (processes.rank, processes.size, processes.local_rank) == (1, 2, 1)
-    assert not capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("MASTER_ADDR", None), ("WORLD_SIZE", None), ("WORLD_SIZE", "many")),
-        *(("RANK", "5"), ("RANK", "-1"), ("LOCAL_RANK", "")),
-    ],
+    ("name", "value"), [("MASTER_ADDR", None), ("WORLD_SIZE", "many"), ("RANK", "5")]
 )
 def test_variables_that_a_cluster_left_are_ignored_with_a_line(environment, name, value, capsys):
     processes = environment({name: value})
@@ -92,8 +82,3 @@ def test_kept_memory_is_not_returned_to_the_system():
     returned = count_faults()
     device.keep_memory()
     assert count_faults() < 0.8 * returned
-
-
-def test_environment_names_versions_and_device():
-    entry = device.environment(torch.device("cpu"))
-    assert entry["torch"] == torch.__version__ and entry["device"].endswith(" with 1 thread")

@@ -1,8 +1,6 @@
 import json
-import sys
 from dataclasses import replace
 
-from fashion import script
 from fashion.evaluation import predict
 
 import numpy as np
@@ -50,20 +48,19 @@ def test_differences_are_paired_and_have_standard_errors():
     assert differences[f"{CONTROL} − {WHOLE}"][0]["mean"] == 0
 
 
-def test_accuracies_are_those_of_both_parts_of_the_test_images(tiny, tmp_path, monkeypatch, capsys):
+def test_accuracies_are_those_of_both_parts_of_the_test_images(tiny, tmp_path, monkeypatch, call):
     quick = replace(MODELS["ffn"].quick, epochs=1, batch_size=100, model={"widths": (32, 16)})
     monkeypatch.setattr(duplicates, "MODELS", {"ffn": MODELS["ffn"]._replace(quick=quick)})
     test_images = tiny.test_images.clone()
     test_images[:40] = tiny.images[tiny.train[:40]].flip(2)
     dataset = replace(tiny, test_images=test_images)
     monkeypatch.setattr(shared, "load", lambda *_: dataset)
-    arguments = ["duplicates", "--device=cpu", "--seeds=1", f"--out={tmp_path}"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    assert script.run(duplicates.main) == 0
+    status, out, _ = call(duplicates, "--device=cpu", "--seeds=1", "--out", tmp_path)
+    assert status == 0
     result = json.loads((tmp_path / "duplicates" / "duplicates.json").read_text())
     near, neighbours = duplicates.find_near(test_images, tiny.images[tiny.train])
     assert result["counts"] == {"test_images": near.sum(), "training_images": neighbours.sum()}
-    output = " ".join(capsys.readouterr().out.split())
+    output = " ".join(out.split())
     for text, left in ((WHOLE, tiny.train), (WITHOUT, tiny.train[~neighbours])):
         model = train("ffn", quick, 0, replace(dataset, train=left)).model
         logits = predict(model, test_images, tiny.mean, tiny.std)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.special import logsumexp, softmax
+from scipy.special import logsumexp
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0] + [-9.0] * 7, [0.0, 1.0, 0.0] + [-9.0] * 7])
 
@@ -29,22 +29,6 @@ def test_evaluate_uses_the_validation_images(finished, tiny):
     logits, labels = run.logits["validation"], tiny.labels[tiny.validation]
     assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-5)
     assert accuracy == np.mean(logits.argmax(1).numpy() == labels.numpy())
-
-
-def test_average_over_flip_averages_probabilities():
-    other = LOGITS.flip(0)
-    mean = (softmax(LOGITS.numpy(), 1) + softmax(other.numpy(), 1)) / 2
-    result = evaluation.average_over_flip(LOGITS, other).softmax(1)
-    assert np.allclose(result, mean, atol=1e-6)
-
-
-def test_confusion_matrix_has_true_classes_in_rows():
-    logits = F.one_hot(torch.tensor([3, 3, 1, 9]), 10).float()
-    matrix = evaluation.confusion_matrix(logits, torch.tensor([3, 2, 1, 1]))
-    expected = np.zeros((10, 10), int)
-    expected[3, 3] = expected[2, 3] = expected[1, 1] = expected[1, 9] = 1
-    assert matrix == expected.tolist()
-    assert evaluation.accuracy(logits, torch.tensor([3, 2, 1, 1])) == 0.5
 
 
 def test_scores_by_class():

@@ -83,8 +83,8 @@ def test_exercises(numbers, copy, load, monkeypatch, capsys):
     for number in numbers:
         make_edits(SECTIONS[number], copy)
         commands = [*blocks(SECTIONS[number], "bash")[0].splitlines(), *commands]
-    report = load("fashionmnist").report
-    monkeypatch.setattr(report, "save_figure", lambda _, path, *__: path)  # which is slow
+    for module in (load("fashionmnist").report, importlib.import_module("kernel_vis")):
+        monkeypatch.setattr(module, "save_figure", lambda _, path, *__: path)  # which is slow
     trainings = [command for command in commands if "fashionmnist.py" in command]
     widest = f"{min(trainings, key=len)} --limit 200 --epochs 1"  # trains all that others train
     for command in dict.fromkeys([widest, *commands]):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -142,18 +141,6 @@ def test_killed_training_continues_and_ends_bit_for_bit_the_same(tmp_path, call,
     call(fashionmnist, *options, tmp_path / "whole")
     (killed,), (whole,) = (read_runs(tmp_path / name) for name in ("killed", "whole"))
     assert_same(killed["weights"], whole["weights"])
-
-
-def test_ctrl_c_says_that_the_same_command_continues(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "print_epoch", lambda _: signal.raise_signal(signal.SIGINT))
-    monkeypatch.setattr(sys, "argv", ["fashionmnist.py", *map(str, LONGER), f"--out={tmp_path}"])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / "fashionmnist.py"), run_name="__main__")
-    assert end.value.code == 130
-    assert capsys.readouterr().err.splitlines() == [
-        "error: interrupted; without --fresh, the same command continues after the last finished "
-        "epoch"
-    ]
 
 
 @pytest.mark.parametrize(

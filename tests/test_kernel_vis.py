@@ -1,11 +1,11 @@
 import sys
 from dataclasses import replace
+from functools import partial
 
 from fashion import activations, checkpoint, embedding, options, saliency, units
 from fashion.data import CLASSES
 from fashion.recipe import Model, Recipe
 from fashion.runs import Run
-from fashion.script import run
 
 import pytest
 from PIL import Image
@@ -26,28 +26,22 @@ class Strided(nn.Sequential):
 
 
 @pytest.fixture
-def call(trained, tiny, tmp_path, monkeypatch, capsys):
-    """Run the script on the tiny dataset; return its exit status, output and errors."""
+def start(call, trained, tiny, tmp_path, monkeypatch):
+    """Run the script on the tiny dataset."""
     monkeypatch.setattr(kernel_vis, "load", lambda *_, **__: tiny)
     monkeypatch.setattr(saliency, "occlusion", lambda _, image, label: image.numpy() / 255 - label)
     for room, setting in ((activations, "KERNELS"), (units, "UNITS"), (units, "IMAGES")):
         monkeypatch.setattr(room, setting, 2)
     monkeypatch.setattr(embedding, "POINTS", 50)
-
-    def start(*options, given=trained):
-        argv = ["kernel_vis.py", "--out", tmp_path, "--checkpoint", given, *options]
-        monkeypatch.setattr(sys, "argv", list(map(str, argv)))
-        return run(kernel_vis.main), *capsys.readouterr()
-
-    return start
+    return partial(call, kernel_vis, "--out", tmp_path, "--checkpoint", trained)
 
 
 def pictures(folder):
     return {path.stem for path in folder.glob("*.png")}
 
 
-def test_all_figures_are_written_and_shown_on_the_page(call, tmp_path):
-    status, out, err = call()
+def test_all_figures_are_written_and_shown_on_the_page(start, tmp_path):
+    status, out, err = start()
     assert (status, err) == (0, "")
     assert pictures(tmp_path) == set(kernel_vis.FIGURES)
     page = (tmp_path / "report.html").read_text()
@@ -57,15 +51,17 @@ def test_all_figures_are_written_and_shown_on_the_page(call, tmp_path):
         assert picture.info["Source"].startswith("CNN on Fashion-MNIST sample")
 
 
-def test_other_networks_get_the_figures_of_their_layers(call, tiny, tmp_path, monkeypatch):
+def test_other_networks_get_the_figures_of_their_layers(start, tiny, tmp_path, monkeypatch):
+    drawn = set()
+    monkeypatch.setattr(kernel_vis, "save_figure", lambda _, path, __: drawn.add(path.stem) or path)
     monkeypatch.setitem(MODELS, "third", Model(Strided, RECIPE, RECIPE))
     this = Run("third", 0, RECIPE, Strided(), {})
     this.score(tiny)
     checkpoint.export(tmp_path / "third.safetensors", this, tiny)
-    status, out, err = call(given=tmp_path / "third.safetensors")
+    status, out, err = start("--checkpoint", tmp_path / "third.safetensors")
     assert (status, err) == (0, "")
     left_out = {"ffn_weights", "embedding"}
-    assert pictures(tmp_path) == set(kernel_vis.FIGURES) - left_out
+    assert drawn == set(kernel_vis.FIGURES) - left_out
     assert "No network has the layers of these figures: ffn_weights, embedding" in out
 
 
@@ -92,10 +88,10 @@ def test_a_test_image_and_a_layer_can_be_chosen(networks, sample, monkeypatch):
         assert "convolution 2" in figure.get_suptitle()
 
 
-def test_a_picture_can_take_the_place_of_the_test_image(call, tiny, tmp_path):
+def test_a_picture_can_take_the_place_of_the_test_image(start, tiny, tmp_path):
     path = tmp_path / "own.bmp"
     Image.fromarray(tiny.test_images[4].numpy()).save(path)
-    status, _, err = call("--image", path, "--only", "image_transform_grid")
+    status, _, err = start("--image", path, "--only", "image_transform_grid")
     assert (status, err, pictures(tmp_path)) == (0, "", {"image_transform_grid"})
 
 
@@ -108,7 +104,7 @@ def test_a_picture_can_take_the_place_of_the_test_image(call, tiny, tmp_path):
         (["--layer", "4"], "--layer 4: this network has 3 convolutions"),
     ],
 )
-def test_mistakes_are_reported_before_any_figure_is_drawn(call, options, message, tmp_path):
-    status, _, err = call("--only", "ffn_weights", "image_transform_grid", *options)
+def test_mistakes_are_reported_before_any_figure_is_drawn(start, options, message, tmp_path):
+    status, _, err = start("--only", "ffn_weights", "image_transform_grid", *options)
     assert status == 2 and message in err and not pictures(tmp_path)
     assert len(err.strip().splitlines()) == 1

@@ -27,16 +27,6 @@ def test_orthogonalize_keeps_singular_vectors_and_brings_values_near_one(shape):
     assert (inner.diagonal()[large] > 0.68).all() and (inner.diagonal() < 1.21).all()
 
 
-def test_orthogonalize_applies_the_polynomial_of_the_paper():
-    # A 1 × 1 matrix becomes its sign, then goes through a x + b x³ + c x⁵ three times.
-    a, b, c = optim.COEFFICIENTS
-    x = 1.0
-    for _ in range(3):
-        x = a * x + b * x**3 + c * x**5
-    result = optim.orthogonalize(torch.tensor([[5.0]], dtype=torch.float64))
-    assert result.item() == pytest.approx(x, rel=1e-5)
-
-
 def test_muon_uses_nesterov_momentum_and_scales_tall_updates():
     weight = nn.Parameter(torch.zeros(8, 2, 1, 1, dtype=torch.float64))
     muon = optim.Muon([weight], 0.1, torch.float64)
@@ -71,12 +61,6 @@ def test_other_optimizers_train_all_parameters(name, kind):
     assert type(only) is kind
     assert len(only.param_groups[0]["params"]) == len(list(model.parameters()))
     assert only.param_groups[0]["peak"] == RECIPE.learning_rate
-
-
-def test_network_of_one_layer_has_nothing_for_muon():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    (only,) = optim.make_optimizers(model, RECIPE, torch.float32)
-    assert type(only) is torch.optim.AdamW
 
 
 def test_unknown_optimizer_is_an_error():

@@ -1,6 +1,5 @@
 """The options of the scripts."""
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import kernel_vis
 def test_parser_reports_mistakes_in_one_line_and_takes_no_abbreviations(capsys):
     parser = options.Parser("test", prog="test.py")
     parser.add_argument("--epochs", type=options.number(int, 1))
-    for arguments in (["--epochs", "\x1b"], ["--epo", "3"], ["--epochs", "0"], ["--unknown"]):
+    for arguments in (["--epochs", "\x1b"], ["--epo", "3"], ["--epochs", "0"], ["--epochs", "inf"]):
         with pytest.raises(SystemExit, match="2"):
             parser.parse_args(arguments)
         (line,) = capsys.readouterr().err.splitlines()
@@ -23,12 +22,6 @@ def test_parser_reports_mistakes_in_one_line_and_takes_no_abbreviations(capsys):
         assert line.endswith("see python test.py --help")
         assert "\x1b" not in line
     assert parser.parse_args(["--epochs", "3"]).epochs == 3
-
-
-@pytest.mark.parametrize("text", ["nan", "inf", "-1", "11", "x", ""])
-def test_number_rejects_what_is_no_number_in_the_range(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="expected a number from 0 to 10, got"):
-        options.number(float, 0, 10)(text)
 
 
 def test_figures_that_can_be_chosen_are_those_of_the_script():

@@ -1,7 +1,5 @@
 import json
-import sys
 
-from fashion import script
 from fashion.data import CLASSES
 from fashion.prediction import Report
 
@@ -58,24 +56,22 @@ def test_reliability_of_photos_with_a_garment():
     assert photos.measure(PHOTOS[:1], "cnn")["correct if unlike"]["ci95"] == [0, 1]
 
 
-def test_script_counts_the_photos_of_each_folder(tiny, trained, tmp_path, monkeypatch, capsys):
+def test_script_counts_the_photos_of_each_folder(tiny, trained, tmp_path, call):
     trousers = tiny.test_images[tiny.test_labels == 1][:3]
     for number, image in enumerate(trousers):
         path = tmp_path / "photos" / "pants" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.numpy()).save(path)
     path.with_name("damaged.png").write_bytes(b"")
-    argv = ["photos", str(tmp_path / "photos"), "--checkpoints", str(trained)]
-    monkeypatch.setattr(sys, "argv", [*argv, f"--out={tmp_path}"])
-    assert script.run(photos.main) == 0
+    arguments = (tmp_path / "photos", "--checkpoints", trained, "--out", tmp_path)
+    status, output, _ = call(photos, *arguments)
+    assert status == 0
     result = json.loads((tmp_path / "photos" / "photos.json").read_text())
     networks = photos.load_networks(trained, photos.MODELS)
-    output = capsys.readouterr().out
     for name, network in networks.items():
         correct = int((network.probabilities(trousers).argmax(1) == 1).sum())
         counts = result["correct"]["pants"][name]
         assert (counts["correct"], counts["photos"]) == (correct, 4)
         assert result["all"]["accuracy"][name] == correct / 3
         assert f" {correct} of 4 ({25 * correct} %; " in output
-    monkeypatch.setattr(sys, "argv", ["photos", str(tmp_path)])
-    assert script.run(photos.main) == 2
+    assert call(photos, tmp_path)[0] == 2

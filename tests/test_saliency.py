@@ -51,17 +51,6 @@ def test_occlusion_is_the_decrease_of_the_log_odds_behind_a_square(warm, image, 
         assert decrease[row, column] == pytest.approx(before - after, abs=1e-3)
 
 
-def test_the_rank_correlation_leaves_black_pixels_out():
-    images = torch.zeros(3, 28, 28).byte()
-    images[:, 5, 3:7] = 9
-    maps = np.zeros((3, 28, 28))
-    maps[:, 5, 3:7], maps[:, 0] = (1, 2, 3, 40), 99
-    others = np.random.default_rng(0).normal(size=maps.shape)
-    others[:, 5, 3:7] = (0.1, 0.2, 0.3, 0.4), (-1, -2, -3, -4), (2, 1, 4, 3)
-    # By hand: 1 - 6 (1 + 1 + 1 + 1) / (4 (16 - 1)) in the last case.
-    assert saliency.rank_correlation(maps, others, images) == pytest.approx([1, -1, 0.6])
-
-
 @pytest.fixture
 def bright():
     """A stand-in for a network: the probability of class 3 is the share of a bright first row."""

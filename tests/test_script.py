@@ -31,18 +31,6 @@ def test_errors_become_a_line_and_an_exit_status(error, status, text, capsys):
         script.run(Mock(side_effect=RuntimeError("shape mismatch")))
 
 
-def test_control_characters_do_not_reach_the_terminal(capsys):
-    script.run(Mock(side_effect=UserError("no file \x1b[31mred\x9b\r.png")))
-    assert "no file \\x1b[31mred\\x9b\\r.png" in capsys.readouterr().err
-    assert script.printable("T-Shirt aus Köln 衬衫 👕") == "T-Shirt aus Köln 衬衫 👕"
-
-
-def test_duration():
-    seconds = (0.04, 9.9, 59.6, 125, 4210)
-    texts = ["0.0 s", "9.9 s", "1 min 0 s", "2 min 5 s", "1 h 10 min"]
-    assert list(map(script.duration, seconds)) == texts
-
-
 PRINT = "from fashion.script import run; run(lambda: [print('x' * 80) for _ in range(9999)])"
 
 
@@ -59,7 +47,6 @@ def test_reader_that_closes_the_pipe_is_no_error():
         ("fashionmnist", {}, "1000"),
         ("predict", {"GOMP_SPINCOUNT": "77"}, "77"),
         ("kernel_vis", {"OMP_WAIT_POLICY": "active"}, "None"),
-        ("experiments.ablation", {}, "1000"),
     ],
 )
 def test_waiting_threads_are_set_before_torch_is_loaded(given, expected, module):

@@ -1,5 +1,4 @@
 import json
-import sys
 from dataclasses import replace
 from itertools import product
 
@@ -53,7 +52,7 @@ def test_resized_networks_match_the_other_network():
 
 
 def test_experiment_trains_all_alike_and_reports_what_the_networks_reach(
-    tiny, tmp_path, monkeypatch, capsys
+    tiny, tmp_path, monkeypatch, call
 ):
     def small(name, recipe, seed, dataset, folder):
         recipe = replace(recipe, model=SMALL[name] | recipe.model)
@@ -74,8 +73,8 @@ def test_experiment_trains_all_alike_and_reports_what_the_networks_reach(
     monkeypatch.setattr(why, "RECIPE", replace(why.RECIPE, epochs=1, batch_size=100))
     monkeypatch.setattr(why, "DISTORTIONS", {"contrast": DISTORTIONS["contrast"]})
     monkeypatch.setattr(why, "draw_robustness", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", ["why", "--device=cpu", "--seeds=1", f"--out={tmp_path}"])
-    assert script.run(why.main) == 0
+    status, out, _ = call(why, "--device=cpu", "--seeds=1", "--out", tmp_path)
+    assert status == 0
     result = json.loads((tmp_path / "why_convolution" / "why_convolution.json").read_text())
     assert result["seeds"] == [0] and result["environment"]["precision"] in ("float32", "bfloat16")
     assert {len(dataset.train) for _, dataset in runs} == {400}
@@ -98,7 +97,7 @@ def test_experiment_trains_all_alike_and_reports_what_the_networks_reach(
     assert result["images"] == {"60 images": 60, "as it is": 400}
     other = expected["cnn", "other"][0] - expected["ffn", "as it is"][0]
     assert result["cnn_minus_ffn"]["other"]["mean"] == pytest.approx(other)
-    assert f"other {100 * other:+.2f}" in " ".join(capsys.readouterr().out.split())
+    assert f"other {100 * other:+.2f}" in " ".join(out.split())
     dark = DISTORTIONS["contrast"][2](tiny.test_images, 0.15)
     shipped = load_networks(script.PRETRAINED, MODELS)["cnn"]
     for key, logits in (
