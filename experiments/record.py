@@ -5,7 +5,8 @@
 Trains three deeper networks, the teachers, on images of which half are partly covered by another
 one. Wider versions of both networks then learn to predict what the teachers do for such images, on
 average (knowledge distillation). Writes the same files as fashionmnist.py to the folder
-outputs/record. Takes half an hour on an H100 with three seeds, and days on two CPU cores.
+outputs/record. Takes about half an hour on an H100 with three seeds, and would take days on two CPU
+cores. The same command continues after an interruption.
 """
 
 import sys
