@@ -58,7 +58,8 @@ CAPTIONS = {
         "outlines, and for others that respond to the fabric.",
         "feature_progression.png": "From image to prediction. Look for the layer from which you no "
         "longer recognize the garment.",
-        "top_activations.png": "Images that activate a unit most. Look for what they share.",
+        "top_activations.png": "Images that activate a unit most. Look for what the images of a "
+        "unit share: a class, a shape or a pattern.",
         "saliency.png": "Saliency maps. Look for red pixels, which support the prediction, and "
         "blue ones, which oppose it, and for images on which the networks differ.",
         "embedding.png": "Map of the last hidden layer. Look for classes whose colours mix.",
