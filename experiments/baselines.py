@@ -34,18 +34,17 @@ def main() -> None:
     classifiers, version = make_classifiers()
     make_folder(args.out / "baselines")
     dataset = load(args.data_dir, args.limit)
-    print("classifier                     test accuracy  training")
+    print("classifier                     test accuracy  CPU time of the training")
     rows = {}
     for name, classifier in classifiers.items():
         print(f"{name:<31}", end="", flush=True)
         rows[name] = measure(classifier, dataset)
         rows[name]["seed"] = 0
-        print(f"{rows[name]['test_accuracy']:>13.2%}  {duration(rows[name]['train_seconds'])}")
+        print(f"{rows[name]['test_accuracy']:>13.2%}  {duration(rows[name]['train_cpu_seconds'])}")
     for name, entry in read_results(OUTPUTS).items():
         if entry["dataset"] == dataset.title:
-            seconds = duration(entry["train_seconds"])
-            print(f"{label(name):<31}{entry['test_accuracy']:>13.2%}  {seconds}")
-            rows[name] = {key: entry[key] for key in ("test_accuracy", "train_seconds", "seed")}
+            print(f"{label(name):<31}{entry['test_accuracy']:>13.2%}")
+            rows[name] = {key: entry[key] for key in ("test_accuracy", "seed")}
     origin = environment(dataset.images.device) | {"scikit-learn": version, "precision": "float32"}
     result = {"dataset": dataset.title, "environment": origin, "classifiers": rows}
     write_json(args.out / "baselines" / "baselines.json", result)
@@ -81,16 +80,16 @@ def make_classifiers() -> tuple[dict[str, Any], str]:
     }, sklearn.__version__
 
 
-def measure(classifier: Any, dataset: Dataset) -> dict[str, float]:
-    """Return the test accuracy of a classifier and the seconds of its training."""
+def measure(classifier: Any, dataset: Dataset) -> dict[str, Any]:
+    """Return the test accuracy of a classifier and the CPU time of its training, of all cores."""
     images = dataset.images[dataset.train], dataset.test_images
     training, test = (part.flatten(1).numpy() / np.float32(255) for part in images)
-    start = time.perf_counter()
+    start = time.process_time()
     with warnings.catch_warnings(action="ignore"):  # in some classes, a pixel is black throughout
         classifier.fit(training, dataset.labels[dataset.train].numpy())
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     correct = classifier.predict(test) == dataset.test_labels.numpy()
-    return {"test_accuracy": int(correct.sum()) / len(correct), "train_seconds": seconds}
+    return {"test_accuracy": int(correct.sum()) / len(correct), "train_cpu_seconds": seconds}
 
 
 if __name__ == "__main__":
