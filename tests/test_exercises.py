@@ -38,7 +38,7 @@ def make_edits(section: str, folder: Path) -> None:
     for block in blocks(section, "diff"):
         for name, lines in re.findall(r"^--- (\S+)\n(.*?)(?=^--- |\Z)", block, re.M | re.S):
             old, new = (
-                "".join(f"{line[1:]}\n" for line in lines.splitlines() if line[0] == sign)
+                "".join(f"{line[1:]}\n" for line in lines.splitlines() if line[0] in (sign, " "))
                 for sign in "-+"
             )
             edit(folder / name, old, new)
