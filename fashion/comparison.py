@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from fashion import activations, architecture, evaluation
+from fashion import evaluation
 from fashion.data import CLASSES, SIZE, Dataset
 from fashion.runs import Run
 
@@ -50,9 +50,15 @@ def mcnemar_exact(first_correct: np.ndarray, second_correct: np.ndarray) -> dict
 
 def count_multiply_accumulates(model: nn.Module) -> int:
     """Return the number of multiply-accumulates of layers with weights for one image."""
-    image = torch.zeros(1, 1, SIZE, SIZE, device=next(model.parameters()).device)
-    blocks, _ = activations.run(model.eval(), image)
-    return sum(architecture.costs(block)[1] for block in blocks)
+    counts, device = [], next(model.parameters()).device
+
+    def count(layer: nn.Module, _: object, output: torch.Tensor) -> None:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            counts.append(output.numel() * layer.weight[0].numel())
+
+    with nn.modules.module.register_module_forward_hook(count):
+        evaluation.predict(model, torch.zeros(1, SIZE, SIZE, device=device), 0, 1)
+    return sum(counts)
 
 
 def measure_latency(model: nn.Module, count: int) -> float:
