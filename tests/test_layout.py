@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 CODE = [*ROOT.glob("*.py"), *ROOT.glob("fashion/*.py"), *ROOT.glob("experiments/*.py")]
 SCRIPTS = {"fashionmnist", "kernel_vis", "predict"}
 NETWORKS = {"ffn", "cnn", "models"}
+CORE = {"recipe", "data", "optim", "device", "evaluation", "runs", "checkpoint", "comparison"}
 
 
 def name_of(path: Path) -> str:
@@ -36,6 +37,8 @@ def test_no_import_cycles():
 def test_imports_go_in_one_direction():
     for path in ROOT.glob("fashion/*.py"):
         assert not imports(path) & (NETWORKS | SCRIPTS), path
+        assert path.stem not in CORE or "matplotlib" not in path.read_text(), path
+        assert path.stem not in CORE or "fashion.style" not in imports(path), path
     for name in ("ffn", "cnn"):
         assert imports(ROOT / f"{name}.py") <= {"fashion.recipe", "fashion.dropout"}
 

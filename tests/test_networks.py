@@ -24,6 +24,14 @@ def test_ffn_has_five_linear_layers_of_decreasing_width():
     assert all(layer.p == 0.15 for layer in kinds(model, nn.Dropout))
 
 
+def test_cnn_has_three_convolutions_with_norm_and_pooling_and_three_linear_layers():
+    model = CNN()
+    assert [layer.out_channels for layer in kinds(model, nn.Conv2d)] == [32, 64, 128]
+    assert len(kinds(model, nn.BatchNorm2d)) == len(kinds(model, nn.MaxPool2d)) == 3
+    assert [layer.in_features for layer in kinds(model, nn.Linear)] == [128 * 3 * 3, 256, 128]
+    assert len(kinds(model, nn.Dropout)) == 2
+
+
 def test_pooling_before_norm_and_relu_equals_the_usual_order():
     block = conv_block(3, 5, 1).eval()
     conv, pool, norm, relu = block

@@ -8,6 +8,7 @@ from fashion.script import UserError
 import pytest
 import torch
 
+import fashionmnist
 from fashionmnist import train
 from models import MODELS
 
@@ -110,6 +111,14 @@ def test_test_images_are_scored_once_and_without_changing_the_network(tiny, tmp_
     mirrored = train("cnn", run.recipe, 0, tiny)
     mirrored.score(replace(tiny, test_images=tiny.test_images.flip(2)))
     assert torch.equal(mirrored.logits["test"], run.logits["mirrored"])
+
+
+def test_training_is_not_changed_by_evaluating_in_between(tiny, monkeypatch):
+    recipe = replace(RECIPES["cnn"], epochs=2)
+    normal = train("cnn", recipe, 0, tiny).model.state_dict()
+    monkeypatch.setattr(fashionmnist, "evaluate", lambda model, dataset: (0.0, 0.0))
+    without = train("cnn", recipe, 0, tiny).model.state_dict()
+    assert all(torch.equal(normal[key], without[key]) for key in normal)
 
 
 def test_learning_rate_of_each_epoch_follows_the_schedule(tiny):
