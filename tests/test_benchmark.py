@@ -37,6 +37,16 @@ def test_classic_loop_takes_steps_of_adam_in_training_mode(tiny):
     assert seconds > 0 and reached == accuracy(logits, tiny.test_labels)
 
 
+def test_fast_loop_trains_in_training_mode_after_each_evaluation(tiny, monkeypatch):
+    monkeypatch.setattr(loops, "BATCH_SIZE", 64)
+    few = replace(tiny, train=tiny.train[: 3 * 64])
+    model = MODELS["ffn"].network(widths=(16,)).eval()
+    epochs = loops.fast_loop(model, few, torch.float32)
+    for steps in (3, 6):  # batch norm counts batches in training mode only
+        next(epochs)
+        assert model.layers[2].num_batches_tracked == steps
+
+
 @pytest.mark.parametrize("peer", loops.PEERS)
 def test_every_loop_learns(peer, tiny, monkeypatch):
     libraries = {"Keras on TensorFlow": "keras", "Flax on JAX": "flax"}
