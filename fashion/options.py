@@ -84,7 +84,8 @@ def kernel_vis() -> argparse.Namespace:
     add = parser.add_argument
     text = f"figures to draw, of {', '.join(FIGURES)} (default: all)"
     add("--only", nargs="+", choices=FIGURES, metavar="NAME", help=text)
-    add("--checkpoint", type=Path, metavar="DIR|FILE", help="networks (outputs, or else shipped)")
+    text = "trained networks (default: those in the output folder, or shipped ones)"
+    add("--checkpoint", type=Path, metavar="DIR|FILE", help=text)
     add("--image", type=image, metavar="N|FILE", help="number of a test image, or an image file")
     add("--layer", type=number(int, 1), metavar="N", help="convolution; default: 1, units: last")
     add("--sample", action="store_true", help="show images of the sample in the folder sample")
@@ -102,5 +103,6 @@ def predict() -> argparse.Namespace:
     text = "print JSON: each picture has file and doubt and, under each network's name, label, "
     text += f"probability, top{TOP}, energy_above_limit and familiar"
     add("--json", action="store_true", help=text)
-    add("--out", type=Path, default=OUTPUTS, metavar="DIR", help=f"figure folder ({OUTPUTS})")
+    text = f"folder of the figure ({OUTPUTS})"
+    add("--out", type=Path, default=OUTPUTS, metavar="DIR", help=text)
     return parser.parse_args()

@@ -147,10 +147,10 @@ def settings(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def table(columns: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
-    """Return the rows of a table, their names first, from its columns by name."""
+    """Return the rows of a table, their names first, from its columns by name; no empty row."""
     names = dict.fromkeys(name for each in columns.values() for name in each)
-    rows = ([name, *(each.get(name, "–") for each in columns.values())] for name in names)
-    return [["", *columns], *rows]
+    rows = [[name, *(each.get(name, "–") for each in columns.values())] for name in names]
+    return [["", *columns], *(row for row in rows if set(row[1:]) != {"–"})]
 
 
 def read_results(folder: Path) -> dict[str, Any]:

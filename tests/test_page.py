@@ -114,3 +114,10 @@ def test_page_that_cannot_be_written_ends_nothing(tmp_path, capsys):
     (tmp_path / "report.html").mkdir()
     page.write_page(tmp_path)
     assert "report.html was not written" in capsys.readouterr().out
+
+
+def test_row_without_a_value_is_left_out():
+    assert page.table({"FFN": {"a": "–", "b": "1"}, "CNN": {"b": "–"}}) == [
+        ["", "FFN", "CNN"],
+        ["b", "1", "–"],
+    ]
